@@ -1,1 +1,203 @@
-//! placeholder
+//! Restarts the CodeDeploy agent on every instance that a deployment went to, and tells somebody about each
+//! one that it could not.
+//!
+//! [`Restarter::handle`] is the story of one event; each chapter is a module:
+//!
+//! | module | question |
+//! |---|---|
+//! | [`trigger`] | What does the event ask for, or why is it ignored? |
+//! | [`deployments`] | Which deployments of which groups are meant, and does another one still run? |
+//! | [`fleet`] | Which instances are that, and what is to be done with each? |
+//! | [`restart`] | Send the restart document, wait until each instance is accounted for. |
+//! | [`outcome`] | What does an invocation's end mean? |
+//! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
+//! | [`notify`], [`metrics`] | The message, and the metrics: views of the report. |
+//! | [`settings`], [`clock`], [`aws`] | What operators set, time as a parameter, the clients. |
+//!
+//! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
+//! the host, by the Run Command document. So an event may be delivered twice, and a request repeated: an
+//! agent that started after the deployment is left alone.
+//!
+//! An instance that fails is data: it stands in the report. A call that fails is a [`Problem`] of its group
+//! or of the event, and the rest goes on. [`Error`] is left for an event that cannot be read and a report
+//! that cannot be published: Lambda's retries and dead-letter queue take over.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio::time::{error::Elapsed, timeout};
+
+pub mod aws;
+pub mod clock;
+pub mod deployments;
+pub mod fleet;
+pub mod metrics;
+pub mod notify;
+pub mod outcome;
+pub mod report;
+pub mod restart;
+pub mod settings;
+pub mod trigger;
+
+use aws::{CallError, Clients};
+use clock::Clock;
+use deployments::{Found, Group};
+use fleet::Fleet;
+use outcome::Problem;
+use report::{Answer, GroupReport, Report};
+use settings::Settings;
+use trigger::{EventError, Home, Order, Trigger};
+
+/// Finding the deployments may take this long, and so may finding the instances, retries included.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
+
+/// Why an invocation fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The event cannot be read.
+    #[error(transparent)]
+    Event(#[from] EventError),
+    /// The report could not be published; the restarts themselves are done.
+    #[error("the report could not be published: {0}")]
+    Publish(#[from] CallError),
+}
+
+impl Error {
+    /// The error's type, as Lambda shows it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Event(_) => "InvalidEvent",
+            Self::Publish(_) => "PublishFailed",
+        }
+    }
+}
+
+/// The function: settings and clients, for any number of events.
+#[derive(Debug)]
+pub struct Restarter {
+    /// What the operator set.
+    pub settings: Settings,
+    /// The AWS clients.
+    pub clients: Clients,
+    /// Takes each line of metrics; Lambda's log is their way to CloudWatch.
+    pub print: fn(&str),
+}
+
+impl Restarter {
+    /// Handles one event and returns the JSON answer.
+    ///
+    /// # Errors
+    /// When the event cannot be read, or the report could not be published.
+    pub async fn handle(&self, event: &Value, clock: &Clock, home: &Home) -> Result<Value, Error> {
+        let order = match trigger::read(event, clock, home)? {
+            Trigger::Restart(order) => order,
+            Trigger::Ignore(reason) => return Ok(ignored(None, reason)),
+        };
+        let (groups, problem) = match self.find_groups(&order, home).await {
+            Found::Groups { groups, problem } => (groups, problem),
+            Found::Nothing(reason) => return Ok(ignored(Some(&order), reason)),
+        };
+        let dry_run = order.dry_run || self.settings.dry_run;
+        let groups = join_all(groups.into_iter().map(|group| async {
+            match group {
+                Ok(group) => self.treat(group, clock, dry_run).await,
+                Err(unresolved) => GroupReport::unresolved(unresolved),
+            }
+        }))
+        .await;
+        let report = Report {
+            order,
+            groups,
+            problem,
+            dry_run,
+        };
+        for line in metrics::lines(&report, clock.now()) {
+            (self.print)(&line);
+        }
+        let notified = self.notify(&report, clock, home).await?;
+        let answer = report.answer(notified);
+        tracing::info!(
+            result = answer.result,
+            severity = report.severity().word(),
+            notified,
+            "{}: {}",
+            report.order.subject.words(),
+            answer.result
+        );
+        Ok(json!(answer))
+    }
+
+    async fn find_groups(&self, order: &Order, home: &Home) -> Found {
+        tracing::info!(time = %order.time, dry_run = order.dry_run, "{}", order.subject.words());
+        let found = deployments::find(&self.clients, order, home);
+        timeout(RESOLVE_LIMIT, found)
+            .await
+            .unwrap_or_else(|Elapsed { .. }| Found::Groups {
+                groups: Vec::new(),
+                problem: Some(out_of_time("deployments")),
+            })
+    }
+
+    /// The way of one deployment group.
+    async fn treat(&self, group: Group, clock: &Clock, dry_run: bool) -> GroupReport {
+        let begun = clock.elapsed();
+        let fleet = match self.find_fleet(&group, clock, !dry_run).await {
+            Ok(fleet) => fleet,
+            Err(problem) => return GroupReport::unresolved(group.unresolved(problem)),
+        };
+        let results = match dry_run {
+            true => None,
+            false => {
+                let ids = fleet.to_restart();
+                let (clients, settings) = (&self.clients, &self.settings);
+                Some(restart::restart(clients, settings, clock, &group, &ids).await)
+            }
+        };
+        GroupReport::of_fleet(fleet, results, clock.elapsed() - begun)
+    }
+
+    /// The group's instances with their decisions, once no other deployment of the group runs.
+    async fn find_fleet(
+        &self,
+        group: &Group,
+        clock: &Clock,
+        patient: bool,
+    ) -> Result<Fleet, Problem> {
+        let other = deployments::quiet(&self.clients, group, clock, patient).await?;
+        let mut fleet = timeout(RESOLVE_LIMIT, fleet::find(&self.clients, group, clock))
+            .await
+            .unwrap_or_else(|Elapsed { .. }| Err(out_of_time("fleet")))?;
+        if let Some(id) = other {
+            fleet.wait_for(&id);
+        }
+        Ok(fleet)
+    }
+
+    async fn notify(&self, report: &Report, clock: &Clock, home: &Home) -> Result<bool, CallError> {
+        if !notify::is_due(report, &self.settings) {
+            return Ok(false);
+        }
+        let message = notify::message(report, home);
+        let until = clock.publish_until();
+        notify::publish(&self.clients, &self.settings, &message, until).await?;
+        Ok(true)
+    }
+}
+
+fn ignored(order: Option<&Order>, reason: String) -> Value {
+    tracing::info!(reason = %reason, "ignored: {reason}");
+    json!(Answer::ignored(order, reason))
+}
+
+fn out_of_time(step: &'static str) -> Problem {
+    Problem::new(
+        step,
+        "Timeout",
+        format!(
+            "AWS did not give the answers within {} s",
+            RESOLVE_LIMIT.as_secs()
+        ),
+        "repeat by hand",
+    )
+}

@@ -1,0 +1,299 @@
+//! The AWS clients, per region, with the time limits of every call, and the one place where an SDK error
+//! becomes words.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::{Region, SdkConfig};
+use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition};
+use aws_sdk_ssm::config::timeout::TimeoutConfig;
+use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
+use tokio::time::Instant;
+
+/// Connecting to an endpoint may take this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// One attempt of a call may take this long.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts of one call, the first included.
+const MAX_ATTEMPTS: u32 = 8;
+/// The longest pause between two attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// Pages that are read of one answer. The largest answer that AWS can give here (1,000 instances of a
+/// deployment in pages of 10) has 100; more means that the paging does not end.
+const MAX_PAGES: usize = 500;
+/// Systems Manager publishes no rate limits; calls are kept this far apart in each region.
+const SSM_INTERVAL: Duration = Duration::from_millis(200);
+/// Characters of AWS's own error message that are kept.
+const MAX_MESSAGE: usize = 400;
+
+/// All clients of the function, made on demand for each region.
+#[derive(Debug)]
+pub struct Clients {
+    config: SdkConfig,
+    partition: RetryPartition,
+    regions: Mutex<BTreeMap<String, RegionClients>>,
+}
+
+/// The clients of one region. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct RegionClients {
+    /// The region's name, as in `eu-west-1`.
+    pub region: String,
+    /// CodePipeline.
+    pub codepipeline: aws_sdk_codepipeline::Client,
+    /// CodeDeploy.
+    pub codedeploy: aws_sdk_codedeploy::Client,
+    /// Auto Scaling.
+    pub autoscaling: aws_sdk_autoscaling::Client,
+    /// Systems Manager. Take a [`turn`](Self::ssm_turn) before each call.
+    pub ssm: aws_sdk_ssm::Client,
+    /// SNS.
+    pub sns: aws_sdk_sns::Client,
+    next_ssm_call: Arc<Mutex<Instant>>,
+}
+
+impl Clients {
+    /// Clients over the given configuration (endpoints, credentials, HTTP client), with this crate's own
+    /// retries and time limits.
+    pub fn new(config: &SdkConfig) -> Self {
+        let config = config
+            .to_builder()
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(MAX_ATTEMPTS)
+                    .with_max_backoff(MAX_BACKOFF),
+            )
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+                    .build(),
+            )
+            .build();
+        Self {
+            config,
+            // The SDK's retry budget is shared by the whole process unless it is named: ours belongs to
+            // these clients, so that nothing else in the process can use it up.
+            partition: RetryPartition::custom("codedeploy-agent-restarter").build(),
+            regions: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The region that the configuration names (Lambda's `AWS_REGION`).
+    pub fn home_region(&self) -> Option<&str> {
+        self.config.region().map(AsRef::as_ref)
+    }
+
+    /// The clients of a region.
+    pub fn in_region(&self, region: &str) -> RegionClients {
+        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        regions
+            .entry(region.to_owned())
+            .or_insert_with(|| self.build(region))
+            .clone()
+    }
+
+    fn build(&self, region: &str) -> RegionClients {
+        let config = self
+            .config
+            .to_builder()
+            .region(Region::new(region.to_owned()))
+            .build();
+        macro_rules! client {
+            ($sdk:ident) => {
+                $sdk::Client::from_conf(
+                    $sdk::config::Builder::from(&config)
+                        .retry_partition(self.partition.clone())
+                        .build(),
+                )
+            };
+        }
+        RegionClients {
+            region: region.to_owned(),
+            codepipeline: client!(aws_sdk_codepipeline),
+            codedeploy: client!(aws_sdk_codedeploy),
+            autoscaling: client!(aws_sdk_autoscaling),
+            ssm: client!(aws_sdk_ssm),
+            sns: client!(aws_sdk_sns),
+            next_ssm_call: Arc::new(Mutex::new(Instant::now())),
+        }
+    }
+}
+
+impl RegionClients {
+    /// Waits until the next call of Systems Manager may be made in this region.
+    pub async fn ssm_turn(&self) {
+        let turn = {
+            let mut next = self
+                .next_ssm_call
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let turn = (*next).max(Instant::now());
+            *next = turn + SSM_INTERVAL;
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+/// A call that got no usable answer after all its retries.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{operation} ({resource}): {code}: {message}")]
+pub struct CallError {
+    /// The operation as in an IAM policy: `ssm:SendCommand`.
+    pub operation: &'static str,
+    /// What was asked for, for people: a name or an id.
+    pub resource: String,
+    /// AWS's error code, or one of `Timeout`, `NoConnection`, `UnreadableAnswer`, `InvalidRequest`.
+    pub code: String,
+    /// AWS's message, or the innermost cause.
+    pub message: String,
+}
+
+impl CallError {
+    /// Words for an SDK error. Its own `Display` says only "service error".
+    pub fn new<E, R>(
+        operation: &'static str,
+        resource: impl Into<String>,
+        error: &SdkError<E, R>,
+    ) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        let (code, message) = match error {
+            SdkError::ServiceError(service) => (
+                service.err().code().unwrap_or("UnknownError").to_owned(),
+                service
+                    .err()
+                    .message()
+                    .map_or_else(|| innermost(service.err()), str::to_owned),
+            ),
+            SdkError::TimeoutError(_) => ("Timeout".to_owned(), "no answer in time".to_owned()),
+            SdkError::DispatchFailure(failure) => (
+                "NoConnection".to_owned(),
+                failure.as_connector_error().map_or_else(
+                    || "the endpoint was not reached".to_owned(),
+                    |e| innermost(e),
+                ),
+            ),
+            SdkError::ResponseError(_) => ("UnreadableAnswer".to_owned(), chain(error)),
+            _ => ("InvalidRequest".to_owned(), chain(error)),
+        };
+        Self {
+            operation,
+            resource: resource.into(),
+            code,
+            message: message.chars().take(MAX_MESSAGE).collect(),
+        }
+    }
+
+    /// An answer that lacks what AWS always gives.
+    pub fn incomplete(operation: &'static str, resource: impl Into<String>, lacks: &str) -> Self {
+        Self {
+            operation,
+            resource: resource.into(),
+            code: "UnreadableAnswer".to_owned(),
+            message: format!("the answer holds no {lacks}"),
+        }
+    }
+
+    /// A step that ran into its own time limit.
+    pub fn out_of_time(operation: &'static str, resource: impl Into<String>) -> Self {
+        Self {
+            operation,
+            resource: resource.into(),
+            code: "Timeout".to_owned(),
+            message: "no answer within this step's time limit".to_owned(),
+        }
+    }
+
+    /// Whether AWS may have carried the call out although we saw no answer.
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "Timeout" | "NoConnection" | "UnreadableAnswer"
+        )
+    }
+
+    /// What a person should do about it.
+    pub fn remedy(&self) -> String {
+        let Self {
+            operation,
+            resource,
+            ..
+        } = self;
+        match self.code.as_str() {
+            "AccessDenied"
+            | "AccessDeniedException"
+            | "UnauthorizedOperation"
+            | "AuthorizationError" => {
+                format!("allow {operation} on {resource} in the function's role")
+            }
+            "InvalidDocument" | "InvalidDocumentVersion" => {
+                format!("create the restart document in that region under the name {resource}")
+            }
+            "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredTokenException" => {
+                "check the function's credentials and that the region is enabled".to_owned()
+            }
+            code if code.contains("Throttl") || code == "RequestLimitExceeded" => {
+                format!("the account's rate limit of {operation} is used up: repeat by hand later")
+            }
+            code if code.ends_with("DoesNotExistException")
+                || code.ends_with("NotFoundException") =>
+            {
+                format!("{resource} is gone: nothing to do if it was deleted on purpose")
+            }
+            _ => "repeat by hand; if it fails again, see the function's log".to_owned(),
+        }
+    }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+fn chain<E, R>(error: &SdkError<E, R>) -> String
+where
+    E: std::error::Error + 'static,
+    R: std::fmt::Debug,
+{
+    error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+/// Reads every page of a paged call. `fetch` gets the token of the page (none for the first) and gives its
+/// items with the token of the next.
+///
+/// # Errors
+/// The first page's error, or one of our own when the paging does not end.
+pub async fn pages<T, F>(
+    operation: &'static str,
+    mut fetch: impl FnMut(Option<String>) -> F,
+) -> Result<Vec<T>, CallError>
+where
+    F: Future<Output = Result<(Vec<T>, Option<String>), CallError>>,
+{
+    let mut items = Vec::new();
+    let mut token = None;
+    for _ in 0..MAX_PAGES {
+        let (page, next) = fetch(token).await?;
+        items.extend(page);
+        token = next.filter(|token| !token.is_empty());
+        if token.is_none() {
+            return Ok(items);
+        }
+    }
+    Err(CallError {
+        operation,
+        resource: format!("page {MAX_PAGES}"),
+        code: "TooManyPages".to_owned(),
+        message: format!("AWS still gives a next page after {MAX_PAGES}"),
+    })
+}

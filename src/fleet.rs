@@ -1,0 +1,693 @@
+//! The instances of a deployment group, and one decision for each: restart, or why not.
+//!
+//! CodeDeploy has already evaluated tag filters, so it is asked *who was deployed to*; Auto Scaling adds
+//! the members of now; Systems Manager says who can be reached. [`decide`] is pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use aws_sdk_codedeploy::types::{
+    DeploymentGroupInfo, DeploymentTarget, InstanceTarget, LifecycleEventStatus, TargetFilterName,
+    TargetStatus,
+};
+use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
+use futures_util::future::{join_all, try_join, try_join_all};
+
+use crate::aws::{CallError, Clients, RegionClients, pages};
+use crate::clock::{Clock, Timestamp};
+use crate::deployments::{Deployment, Group, group_resource};
+use crate::outcome::{Kind, Problem};
+
+/// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
+const AUTO_SCALING_GROUPS_PAGE: i32 = 100;
+/// Instance ids in one `DescribeAutoScalingInstances`.
+const LIFECYCLE_BATCH: usize = 50;
+/// Instance ids in one `DescribeInstanceInformation`, and nodes on one page of it.
+const INVENTORY_BATCH: usize = 50;
+/// Target ids in one `BatchGetDeploymentTargets`.
+const TARGETS_BATCH: usize = 25;
+/// Seconds after which the targets of a deployment that a request names may well be gone.
+const OLD_DEPLOYMENT: u64 = 24 * 60 * 60;
+
+/// The instances of one group, each with its decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// The group.
+    pub group: Group,
+    /// Every candidate once, by id.
+    pub instances: BTreeMap<String, Instance>,
+    /// What could not be found out; it does not concern the instances above.
+    pub problem: Option<Problem>,
+}
+
+impl Fleet {
+    /// The instances whose agents are to be restarted, ascending.
+    pub fn to_restart(&self) -> Vec<String> {
+        self.instances
+            .iter()
+            .filter(|(_, instance)| matches!(instance.decision, Decision::Restart(_)))
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// Another deployment of the group runs: nobody is restarted now.
+    pub fn wait_for(&mut self, deployment_id: &str) {
+        for instance in self.instances.values_mut() {
+            if let Decision::Restart(_) = instance.decision {
+                instance.decision = Decision::Leave(
+                    Kind::Busy,
+                    format!("deployment {deployment_id} of the group is running"),
+                );
+            }
+        }
+    }
+}
+
+/// A candidate with its decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The name that Systems Manager shows, else the computer's name.
+    pub name: Option<String>,
+    /// What to do with it.
+    pub decision: Decision,
+}
+
+/// What to do with a candidate, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Its agent is to be restarted.
+    Restart(String),
+    /// It is accounted for without a restart.
+    Leave(Kind, String),
+}
+
+impl Decision {
+    /// The word in a plan: `restart`, or the outcome.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Restart(_) => "restart",
+            Self::Leave(kind, _) => kind.word(),
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Restart(reason) | Self::Leave(_, reason) => reason,
+        }
+    }
+}
+
+/// Everything that a decision rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The id, or the name of an on-premises target.
+    pub id: String,
+    /// The lifecycle state, when Auto Scaling knows the instance.
+    pub lifecycle: Option<Lifecycle>,
+    /// What Systems Manager knows of it.
+    pub node: Option<Node>,
+    /// Whether the deployment did anything on it; `None` when nobody asked or CodeDeploy does not tell.
+    pub reached: Option<bool>,
+}
+
+/// A managed node, as Systems Manager's inventory shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The connection: `Online`, or something else.
+    pub ping: String,
+    /// When it last answered.
+    pub last_ping: Option<Timestamp>,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+}
+
+/// Facts of the group that its candidates' decisions rest on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    /// The group selects instances by tags, so a target need not be an Auto Scaling member.
+    pub tag_filters: bool,
+    /// Asked for by hand, more than a day after the deployment ended.
+    pub old_deployment: bool,
+}
+
+/// Where an instance stands in its Auto Scaling group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// It runs and stays: `InService`, `Standby`, `EnteringStandby`.
+    Staying(String),
+    /// It has left the group and runs on.
+    Detached,
+    /// It is starting, leaving, warming or being replaced: any other state we know.
+    Passing(String),
+    /// A state that is newer than this function.
+    Unknown(String),
+}
+
+/// States in which an instance is starting, leaving or not in service (`LifecycleState` of Auto Scaling). A
+/// restart there could fail a launch deployment, and with it the launch.
+const PASSING: [&str; 26] = [
+    "Pending",
+    "Pending:Wait",
+    "Pending:Proceed",
+    "Quarantined",
+    "Terminating",
+    "Terminating:Wait",
+    "Terminating:Proceed",
+    "Terminating:Retained",
+    "Terminated",
+    "Detaching",
+    "Warmed:Pending",
+    "Warmed:Pending:Wait",
+    "Warmed:Pending:Proceed",
+    "Warmed:Pending:Retained",
+    "Warmed:Terminating",
+    "Warmed:Terminating:Wait",
+    "Warmed:Terminating:Proceed",
+    "Warmed:Terminating:Retained",
+    "Warmed:Terminated",
+    "Warmed:Stopped",
+    "Warmed:Running",
+    "Warmed:Hibernated",
+    "ReplacingRootVolume",
+    "ReplacingRootVolume:Wait",
+    "ReplacingRootVolume:Proceed",
+    "RootVolumeReplaced",
+];
+
+impl Lifecycle {
+    /// Reads Auto Scaling's word.
+    pub fn read(state: &str) -> Self {
+        match state {
+            "InService" | "Standby" | "EnteringStandby" => Self::Staying(state.to_owned()),
+            "Detached" => Self::Detached,
+            known if PASSING.contains(&known) => Self::Passing(state.to_owned()),
+            _ => Self::Unknown(state.to_owned()),
+        }
+    }
+
+    fn is_member(&self) -> bool {
+        !matches!(self, Self::Detached)
+    }
+}
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Staying(state) | Self::Passing(state) | Self::Unknown(state) => {
+                f.write_str(state)
+            }
+            Self::Detached => f.write_str("Detached"),
+        }
+    }
+}
+
+/// Whether this is an EC2 instance's id. On-premises targets carry names.
+pub fn is_instance_id(id: &str) -> bool {
+    id.strip_prefix("i-").is_some_and(|digits| {
+        (8..=17).contains(&digits.len()) && digits.chars().all(|c| c.is_ascii_hexdigit())
+    })
+}
+
+/// The decision for one candidate.
+pub fn decide(candidate: &Candidate, circumstances: Circumstances) -> Decision {
+    use Decision::{Leave, Restart};
+    if !is_instance_id(&candidate.id) {
+        return Leave(
+            Kind::Unreachable,
+            "an on-premises target: this function cannot match its name to a managed node"
+                .to_owned(),
+        );
+    }
+    match &candidate.lifecycle {
+        Some(Lifecycle::Passing(state)) => {
+            return Leave(Kind::Skipped, format!("lifecycle state {state}"));
+        }
+        Some(Lifecycle::Unknown(state)) => {
+            return Leave(
+                Kind::HeldBack,
+                format!("unknown lifecycle state {state:?}: not touched"),
+            );
+        }
+        None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
+    }
+    match &candidate.node {
+        Some(node) if node.ping == "Online" => Restart(match &candidate.lifecycle {
+            Some(lifecycle) => format!("{lifecycle}, online"),
+            None => "online".to_owned(),
+        }),
+        Some(node) => Leave(
+            Kind::Unreachable,
+            match node.last_ping {
+                Some(since) => format!("Systems Manager: {}, offline since {since}", node.ping),
+                None => format!("Systems Manager: {}", node.ping),
+            },
+        ),
+        None => decide_missing(candidate, circumstances),
+    }
+}
+
+/// The decision for a candidate that Systems Manager does not know.
+fn decide_missing(candidate: &Candidate, circumstances: Circumstances) -> Decision {
+    let skipped = |reason: &str| Decision::Leave(Kind::Skipped, reason.to_owned());
+    let member = candidate
+        .lifecycle
+        .as_ref()
+        .is_some_and(Lifecycle::is_member);
+    if member {
+        return Decision::Leave(
+            Kind::Unreachable,
+            "not managed by Systems Manager, though a member of its Auto Scaling group".to_owned(),
+        );
+    }
+    if !circumstances.tag_filters {
+        return skipped("scaled in: no member of an Auto Scaling group any more");
+    }
+    if circumstances.old_deployment {
+        return skipped("not known to Systems Manager any more; the deployment is over a day old");
+    }
+    match candidate.reached {
+        Some(false) => skipped("the deployment did not reach it (stopped?)"),
+        Some(true) | None => Decision::Leave(
+            Kind::Unreachable,
+            "not managed by Systems Manager".to_owned(),
+        ),
+    }
+}
+
+/// Finds a group's instances and decides for each.
+///
+/// # Errors
+/// A problem when an answer is missing without which nobody can be told apart.
+pub async fn find(clients: &Clients, group: &Group, clock: &Clock) -> Result<Fleet, Problem> {
+    let client = clients.in_region(&group.name.region);
+    read(&client, group, clock.now())
+        .await
+        .map_err(|error| Problem::of_call("fleet", &error))
+}
+
+async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<Fleet, CallError> {
+    let (info, targets) = try_join(
+        get_group(client, group),
+        try_join_all(group.deployments.iter().map(|d| list_targets(client, d))),
+    )
+    .await?;
+
+    let names = auto_scaling_groups(&info);
+    let members = describe_members(client, &names).await?;
+    let mut candidates = BTreeMap::new();
+    for id in targets.iter().flatten() {
+        candidates.insert(id.clone(), Candidate::new(id));
+    }
+    // Deployments that CodeDeploy made for instances it had missed concern these alone.
+    if !group.deployments.iter().all(|d| d.auto_update) {
+        for id in members.lifecycles.keys() {
+            candidates.insert(id.clone(), Candidate::new(id));
+        }
+    }
+
+    let others: Vec<String> = candidates
+        .keys()
+        .filter(|id| is_instance_id(id) && !members.lifecycles.contains_key(*id))
+        .cloned()
+        .collect();
+    let mut lifecycles = describe_lifecycles(client, &others).await?;
+    lifecycles.extend(members.lifecycles);
+    for (id, candidate) in &mut candidates {
+        candidate.lifecycle = lifecycles.remove(id);
+    }
+
+    let asked: Vec<String> = candidates
+        .values()
+        .filter(|c| is_instance_id(&c.id) && !c.is_passing())
+        .map(|c| c.id.clone())
+        .collect();
+    let mut nodes = describe_nodes(client, &asked).await?;
+    for id in &asked {
+        if let Some(candidate) = candidates.get_mut(id) {
+            candidate.node = nodes.remove(id);
+        }
+    }
+
+    let circumstances = Circumstances {
+        tag_filters: has_tag_filters(&info),
+        old_deployment: group.by_hand
+            && group
+                .deployments
+                .iter()
+                .filter_map(|d| d.completed_at)
+                .max()
+                .is_some_and(|completed| now.seconds_since(completed) > OLD_DEPLOYMENT),
+    };
+    find_out_who_was_reached(client, group, &targets, circumstances, &mut candidates).await?;
+
+    let instances = candidates
+        .into_values()
+        .map(|candidate| {
+            let decision = decide(&candidate, circumstances);
+            let name = candidate.node.and_then(|node| node.name);
+            (candidate.id, Instance { name, decision })
+        })
+        .collect();
+    Ok(Fleet {
+        group: group.clone(),
+        instances,
+        problem: missing_groups(group, &members.missing),
+    })
+}
+
+impl Candidate {
+    fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            lifecycle: None,
+            node: None,
+            reached: None,
+        }
+    }
+
+    fn is_passing(&self) -> bool {
+        matches!(
+            self.lifecycle,
+            Some(Lifecycle::Passing(_) | Lifecycle::Unknown(_))
+        )
+    }
+}
+
+async fn get_group(
+    client: &RegionClients,
+    group: &Group,
+) -> Result<DeploymentGroupInfo, CallError> {
+    const OPERATION: &str = "codedeploy:GetDeploymentGroup";
+    let resource = group_resource(&group.name);
+    client
+        .codedeploy
+        .get_deployment_group()
+        .application_name(&group.name.application)
+        .deployment_group_name(&group.name.deployment_group)
+        .send()
+        .await
+        .map_err(|error| CallError::new(OPERATION, &resource, &error))?
+        .deployment_group_info
+        .ok_or_else(|| CallError::incomplete(OPERATION, resource, "deploymentGroupInfo"))
+}
+
+fn auto_scaling_groups(info: &DeploymentGroupInfo) -> Vec<String> {
+    let names: BTreeSet<String> = info
+        .auto_scaling_groups()
+        .iter()
+        .filter_map(|group| group.name().map(str::to_owned))
+        .collect();
+    names.into_iter().collect()
+}
+
+/// An empty list of filters matches nothing, not everything.
+fn has_tag_filters(info: &DeploymentGroupInfo) -> bool {
+    let tag_set = info.ec2_tag_set().map(|set| set.ec2_tag_set_list());
+    !info.ec2_tag_filters().is_empty() || tag_set.is_some_and(|list| !list.is_empty())
+}
+
+/// The ids of those that a deployment went to. For blue/green only the green ones: CodeDeploy refuses the
+/// label for a deployment in place.
+async fn list_targets(
+    client: &RegionClients,
+    deployment: &Deployment,
+) -> Result<Vec<String>, CallError> {
+    const OPERATION: &str = "codedeploy:ListDeploymentTargets";
+    pages(OPERATION, |token| async move {
+        let mut call = client
+            .codedeploy
+            .list_deployment_targets()
+            .deployment_id(&deployment.id)
+            .set_next_token(token);
+        if deployment.blue_green {
+            call = call.target_filters(
+                TargetFilterName::ServerInstanceLabel,
+                vec!["Green".to_owned()],
+            );
+        }
+        let page = call.send().await.map_err(|error| {
+            CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
+        })?;
+        Ok((page.target_ids.unwrap_or_default(), page.next_token))
+    })
+    .await
+}
+
+/// The present members of Auto Scaling groups, and the groups that do not exist.
+struct Members {
+    lifecycles: BTreeMap<String, Lifecycle>,
+    missing: Vec<String>,
+}
+
+async fn describe_members(client: &RegionClients, names: &[String]) -> Result<Members, CallError> {
+    const OPERATION: &str = "autoscaling:DescribeAutoScalingGroups";
+    let mut missing: BTreeSet<&String> = names.iter().collect();
+    let mut lifecycles = BTreeMap::new();
+    if !names.is_empty() {
+        let groups = pages(OPERATION, |token| async move {
+            let page = client
+                .autoscaling
+                .describe_auto_scaling_groups()
+                .set_auto_scaling_group_names(Some(names.to_vec()))
+                .max_records(AUTO_SCALING_GROUPS_PAGE)
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|error| CallError::new(OPERATION, names.join(", "), &error))?;
+            Ok((
+                page.auto_scaling_groups.unwrap_or_default(),
+                page.next_token,
+            ))
+        })
+        .await?;
+        for group in &groups {
+            missing.retain(|name| Some(name.as_str()) != group.auto_scaling_group_name());
+            for instance in group.instances() {
+                let state = instance
+                    .lifecycle_state()
+                    .map_or("", |state| state.as_str());
+                if let Some(id) = instance.instance_id() {
+                    lifecycles.insert(id.to_owned(), Lifecycle::read(state));
+                }
+            }
+        }
+    }
+    Ok(Members {
+        lifecycles,
+        missing: missing.into_iter().cloned().collect(),
+    })
+}
+
+fn missing_groups(group: &Group, missing: &[String]) -> Option<Problem> {
+    (!missing.is_empty()).then(|| {
+        Problem::new(
+            "fleet",
+            "AutoScalingGroupMissing",
+            format!(
+                "{} names Auto Scaling groups that do not exist: {}",
+                group_resource(&group.name),
+                missing.join(", ")
+            ),
+            "correct the deployment group",
+        )
+    })
+}
+
+async fn describe_lifecycles(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<BTreeMap<String, Lifecycle>, CallError> {
+    const OPERATION: &str = "autoscaling:DescribeAutoScalingInstances";
+    let batches = ids.chunks(LIFECYCLE_BATCH).map(|batch| {
+        pages(OPERATION, move |token| async move {
+            let page = client
+                .autoscaling
+                .describe_auto_scaling_instances()
+                .set_instance_ids(Some(batch.to_vec()))
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|error| {
+                    CallError::new(OPERATION, format!("{} instances", batch.len()), &error)
+                })?;
+            Ok((
+                page.auto_scaling_instances.unwrap_or_default(),
+                page.next_token,
+            ))
+        })
+    });
+    let found = try_join_all(batches).await?;
+    Ok(found
+        .into_iter()
+        .flatten()
+        .filter_map(|instance| {
+            let lifecycle = Lifecycle::read(instance.lifecycle_state().unwrap_or_default());
+            Some((instance.instance_id?, lifecycle))
+        })
+        .collect())
+}
+
+/// What Systems Manager knows of these instances. Those it does not know are absent.
+async fn describe_nodes(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<BTreeMap<String, Node>, CallError> {
+    let batches = ids
+        .chunks(INVENTORY_BATCH)
+        .map(|batch| describe_nodes_of(client, batch));
+    let mut nodes = BTreeMap::new();
+    for found in join_all(batches).await {
+        for info in found? {
+            if let Some(id) = info.instance_id() {
+                nodes.insert(id.to_owned(), read_node(&info));
+            }
+        }
+    }
+    Ok(nodes)
+}
+
+/// One batch. An id that the service rejects spoils the whole call, so the batch is halved until the culprit
+/// stands alone; it is then unknown like any other that the service does not list.
+async fn describe_nodes_of(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<Vec<InstanceInformation>, CallError> {
+    let mut nodes = Vec::new();
+    let mut open = vec![ids];
+    while let Some(ids) = open.pop() {
+        match describe_nodes_once(client, ids).await {
+            Ok(found) => nodes.extend(found),
+            Err(error) if error.code == "InvalidInstanceId" => {
+                if ids.len() > 1 {
+                    let (left, right) = ids.split_at(ids.len() / 2);
+                    open.extend([right, left]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(nodes)
+}
+
+async fn describe_nodes_once(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<Vec<InstanceInformation>, CallError> {
+    const OPERATION: &str = "ssm:DescribeInstanceInformation";
+    let resource = format!("{} instances", ids.len());
+    let filter = InstanceInformationStringFilter::builder()
+        .key("InstanceIds")
+        .set_values(Some(ids.to_vec()))
+        .build()
+        .map_err(|_| CallError::incomplete(OPERATION, &resource, "filter"))?;
+    pages(OPERATION, |token| {
+        let (filter, resource) = (filter.clone(), resource.clone());
+        async move {
+            client.ssm_turn().await;
+            let page = client
+                .ssm
+                .describe_instance_information()
+                .filters(filter)
+                .max_results(i32::try_from(INVENTORY_BATCH).unwrap_or(i32::MAX))
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|error| CallError::new(OPERATION, resource, &error))?;
+            Ok((
+                page.instance_information_list.unwrap_or_default(),
+                page.next_token,
+            ))
+        }
+    })
+    .await
+}
+
+fn read_node(info: &InstanceInformation) -> Node {
+    let text = |value: Option<&str>| value.filter(|text| !text.is_empty()).map(str::to_owned);
+    Node {
+        ping: info
+            .ping_status()
+            .map_or("unknown", PingStatus::as_str)
+            .to_owned(),
+        last_ping: info.last_ping_date_time().map(Timestamp::rounded_up),
+        name: text(info.name()).or_else(|| text(info.computer_name())),
+    }
+}
+
+/// Asks CodeDeploy about the targets that Systems Manager does not know: it also lists instances that were
+/// stopped during the deployment, and those have no agent to restart.
+async fn find_out_who_was_reached(
+    client: &RegionClients,
+    group: &Group,
+    targets: &[Vec<String>],
+    circumstances: Circumstances,
+    candidates: &mut BTreeMap<String, Candidate>,
+) -> Result<(), CallError> {
+    if !circumstances.tag_filters || circumstances.old_deployment {
+        return Ok(());
+    }
+    let unknown: BTreeSet<String> = candidates
+        .values()
+        .filter(|c| is_instance_id(&c.id) && c.node.is_none() && !c.is_passing())
+        .filter(|c| !c.lifecycle.as_ref().is_some_and(Lifecycle::is_member))
+        .map(|c| c.id.clone())
+        .collect();
+    for (deployment, ids) in group.deployments.iter().zip(targets) {
+        let asked: Vec<String> = ids
+            .iter()
+            .filter(|id| unknown.contains(*id))
+            .cloned()
+            .collect();
+        for target in get_targets(client, deployment, &asked).await? {
+            let Some(candidate) = target.target_id().and_then(|id| candidates.get_mut(id)) else {
+                continue;
+            };
+            // Reached by any of the deployments is reached.
+            candidate.reached = Some(candidate.reached.unwrap_or(false) || was_reached(&target));
+        }
+    }
+    Ok(())
+}
+
+async fn get_targets(
+    client: &RegionClients,
+    deployment: &Deployment,
+    ids: &[String],
+) -> Result<Vec<InstanceTarget>, CallError> {
+    const OPERATION: &str = "codedeploy:BatchGetDeploymentTargets";
+    let batches = ids.chunks(TARGETS_BATCH).map(|batch| async move {
+        client
+            .codedeploy
+            .batch_get_deployment_targets()
+            .deployment_id(&deployment.id)
+            .set_target_ids(Some(batch.to_vec()))
+            .send()
+            .await
+            .map(|answer| answer.deployment_targets.unwrap_or_default())
+            .map_err(|error| {
+                CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
+            })
+    });
+    Ok(try_join_all(batches)
+        .await?
+        .into_iter()
+        .flatten()
+        .filter_map(|target: DeploymentTarget| target.instance_target)
+        .collect())
+}
+
+/// Whether the deployment did anything on the target: a lifecycle event that only waits is nothing.
+fn was_reached(target: &InstanceTarget) -> bool {
+    let untouched = matches!(
+        target.status(),
+        Some(TargetStatus::Pending | TargetStatus::Skipped)
+    );
+    let started = target.lifecycle_events().iter().any(|event| {
+        !matches!(
+            event.status(),
+            None | Some(LifecycleEventStatus::Pending | LifecycleEventStatus::Skipped)
+        )
+    });
+    !untouched && started
+}

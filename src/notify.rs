@@ -1,0 +1,414 @@
+//! The message to people and programs about a report, and its publishing. All outbound text stands here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use aws_sdk_sns::types::MessageAttributeValue;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use crate::aws::{CallError, Clients};
+use crate::outcome::{Kind, Outcome, Problem, Severity};
+use crate::report::{GroupReport, Report};
+use crate::settings::{NotifyOn, Settings};
+use crate::trigger::{Home, Subject};
+
+/// Bytes of one `Publish`, attributes included (`API_Publish`).
+const MAX_MESSAGE: usize = 262_144;
+/// Characters of a subject (`API_Publish`: fewer than 100).
+const MAX_SUBJECT: usize = 99;
+/// Characters of one text message.
+const MAX_SMS: usize = 140;
+/// Instances that a chat card names; the other bodies name all.
+const CARD_INSTANCES: usize = 10;
+
+/// A message as SNS takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Printable ASCII, at most 99 characters.
+    pub subject: String,
+    /// One text for each protocol, `default` among them.
+    pub bodies: BTreeMap<&'static str, String>,
+    /// What subscriptions can filter on: the attribute's type and value.
+    pub attributes: BTreeMap<&'static str, (&'static str, String)>,
+}
+
+/// Whether a message is due.
+pub fn is_due(report: &Report, settings: &Settings) -> bool {
+    !report.dry_run && (report.needs_attention() || settings.notify_on == NotifyOn::Always)
+}
+
+/// Writes the message. Pure.
+pub fn message(report: &Report, home: &Home) -> Message {
+    let text = text(report, home);
+    let data = data(report);
+    let bodies = BTreeMap::from([
+        ("default", text.clone()),
+        ("email", text),
+        ("sms", headline(report).chars().take(MAX_SMS).collect()),
+        ("https", card(report, home).to_string()),
+        ("sqs", data.clone()),
+        ("lambda", data),
+    ]);
+    Message {
+        subject: subject(report),
+        bodies,
+        attributes: attributes(report),
+    }
+}
+
+/// Publishes the message, until `until`.
+///
+/// # Errors
+/// When SNS refuses, or does not answer in time: the invocation must then fail, so that Lambda repeats it
+/// and its dead-letter queue speaks up.
+pub async fn publish(
+    clients: &Clients,
+    settings: &Settings,
+    message: &Message,
+    until: Instant,
+) -> Result<(), CallError> {
+    const OPERATION: &str = "sns:Publish";
+    let topic = &settings.topic;
+    let body = json!(message.bodies).to_string();
+    let attributes: usize = message
+        .attributes
+        .iter()
+        .map(|(name, (kind, value))| name.len() + kind.len() + value.len())
+        .sum();
+    if body.len() + attributes > MAX_MESSAGE {
+        return Err(CallError {
+            operation: OPERATION,
+            resource: topic.arn.clone(),
+            code: "MessageTooLong".to_owned(),
+            message: format!(
+                "the report needs {} bytes, SNS takes {MAX_MESSAGE}; splitting it is not implemented yet",
+                body.len() + attributes
+            ),
+        });
+    }
+    let mut call = clients
+        .in_region(&topic.region)
+        .sns
+        .publish()
+        .topic_arn(&topic.arn)
+        .subject(&message.subject)
+        .message_structure("json")
+        .message(body);
+    for (name, (kind, value)) in &message.attributes {
+        let attribute = MessageAttributeValue::builder()
+            .data_type(*kind)
+            .string_value(value)
+            .build()
+            .map_err(|_| CallError::incomplete(OPERATION, &topic.arn, "attribute type"))?;
+        call = call.message_attributes(*name, attribute);
+    }
+    match timeout_at(until, call.send()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(CallError::new(OPERATION, &topic.arn, &error)),
+        Err(_) => Err(CallError::out_of_time(OPERATION, &topic.arn)),
+    }
+}
+
+/// What failed, where: one line, for the subject, text messages and the first line of the text.
+fn headline(report: &Report) -> String {
+    let attention: usize = report.groups.iter().map(|g| g.attention().len()).sum();
+    let all: usize = report.groups.iter().map(|g| g.instances.len()).sum();
+    let level = report.severity().word().to_uppercase();
+    let after = report.order.subject.words();
+    let problem = report.problem.is_some() || report.groups.iter().any(|g| g.problem.is_some());
+    match (attention, problem) {
+        (0, false) => format!("{level}: all {all} CodeDeploy agents are fine after {after}"),
+        (0, true) => format!("{level}: CodeDeploy agents could not be checked after {after}"),
+        _ => {
+            format!("{level}: {attention} of {all} CodeDeploy agents need attention after {after}")
+        }
+    }
+}
+
+fn subject(report: &Report) -> String {
+    headline(report)
+        .chars()
+        .map(|c| match c {
+            ' '..='~' => c,
+            _ => '?',
+        })
+        .take(MAX_SUBJECT)
+        .collect()
+}
+
+fn text(report: &Report, home: &Home) -> String {
+    let order = &report.order;
+    let mut text = headline(report);
+    if let Subject::Pipeline { execution_id, .. } = &order.subject {
+        let _ = write!(text, ", execution {execution_id}");
+    }
+    let _ = write!(
+        text,
+        "\nAccount {}, region {}, {}\n",
+        order.account, order.region, order.time
+    );
+    if let Some(problem) = &report.problem {
+        write_problem(&mut text, problem);
+    }
+    for group in &report.groups {
+        write_group(&mut text, group, home);
+    }
+    text
+}
+
+fn write_problem(text: &mut String, problem: &Problem) {
+    let _ = write!(
+        text,
+        "\nProblem in step {}: {}: {}\n  Do: {}.\n",
+        problem.step, problem.code, problem.message, problem.remedy
+    );
+}
+
+fn write_group(text: &mut String, group: &GroupReport, home: &Home) {
+    let _ = write!(
+        text,
+        "\n{}/{} in {}",
+        group.name.application, group.name.deployment_group, group.name.region
+    );
+    if !group.deployment_ids.is_empty() {
+        let _ = write!(text, ", deployment {}", group.deployment_ids.join(", "));
+    }
+    let counts: Vec<String> = group
+        .counts()
+        .iter()
+        .map(|(word, count)| format!("{count} {word}"))
+        .collect();
+    let _ = match counts.is_empty() {
+        true => writeln!(text),
+        false => writeln!(text, ": {}", counts.join(", ")),
+    };
+    if let Some(problem) = &group.problem {
+        write_problem(text, problem);
+    }
+    for section in sections(group) {
+        let _ = writeln!(
+            text,
+            "\n{} {}:",
+            section.severity.word().to_uppercase(),
+            section.kind
+        );
+        for line in &section.lines {
+            let _ = writeln!(text, "  {line}");
+        }
+        let _ = writeln!(text, "  Do: {}.", section.advice);
+    }
+    if group.problem.is_some() || !group.attention().is_empty() {
+        let _ = write!(
+            text,
+            "\nRepeat by hand (does nothing to an agent that is already fresh):\n  {}\n",
+            repeat_command(group, home)
+        );
+    }
+}
+
+/// Instances with the same outcome and the same advice.
+struct Section {
+    severity: Severity,
+    kind: Kind,
+    advice: &'static str,
+    lines: Vec<String>,
+}
+
+fn sections(group: &GroupReport) -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    for (id, entry, outcome) in group.attention() {
+        let mut line = id.to_owned();
+        if let Some(name) = &entry.name {
+            let _ = write!(line, " ({name})");
+        }
+        let _ = write!(line, ": {}", outcome.detail);
+        if let Some(command) = &outcome.command_id {
+            let _ = write!(line, " [command {command}]");
+        }
+        let (severity, kind, advice) = (outcome.severity(), outcome.kind, advice(outcome));
+        match sections
+            .iter_mut()
+            .find(|s| (s.severity, s.kind, s.advice) == (severity, kind, advice))
+        {
+            Some(section) => section.lines.push(line),
+            None => sections.push(Section {
+                severity,
+                kind,
+                advice,
+                lines: vec![line],
+            }),
+        }
+    }
+    sections
+}
+
+/// What a person should do about an outcome.
+fn advice(outcome: &Outcome) -> &'static str {
+    match (outcome.kind, outcome.code) {
+        (Kind::Failed, Some(30 | 32)) => {
+            "start the agent now, or the next deployment fails there: sudo systemctl start \
+             codedeploy-agent; journalctl -u codedeploy-agent shows why it went down"
+        }
+        (Kind::Failed, Some(10)) => {
+            "install the agent, or take the instance out of the deployment group"
+        }
+        (Kind::Failed, Some(11)) => "let the SSM Agent run commands as root",
+        (Kind::Failed, Some(12)) => {
+            "repair the agent's installation or unit; the running agent was left alone, a new one would \
+             not start"
+        }
+        (Kind::Failed, Some(31)) => {
+            "when no deployment runs, stop the old agent and start its service once"
+        }
+        (Kind::Failed, Some(33)) => {
+            "read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach \
+             CodeDeploy (credentials, network, region)"
+        }
+        (Kind::Failed, _) => {
+            "check that DOCUMENT_NAME is the restart document of this version, and the command's output"
+        }
+        (Kind::Busy, Some(_)) => "repeat by hand when what runs there has ended",
+        (Kind::Busy, None) => {
+            "nothing, if this function also hears of that deployment's success: it brings the restart; \
+             else repeat by hand"
+        }
+        (Kind::Unreachable | Kind::Undelivered, _) => {
+            "check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, \
+             then repeat by hand; or terminate the instance"
+        }
+        (Kind::TimedOut, _) => "look at the agent on the instance: it may be down",
+        (Kind::Cancelled, _) => "find out who cancelled it, then repeat by hand",
+        (Kind::HeldBack, _) => "remove the cause, then repeat by hand",
+        (Kind::Unfinished, _) => {
+            "see the command's result in Systems Manager, Run Command; then repeat by hand"
+        }
+        _ => "nothing",
+    }
+}
+
+fn repeat_command(group: &GroupReport, home: &Home) -> String {
+    let mut request = json!({
+        "application": group.name.application,
+        "deploymentGroup": group.name.deployment_group,
+        "region": group.name.region,
+    });
+    // The last one carries the newest targets; a request takes one deployment.
+    if let Some(id) = group.deployment_ids.last() {
+        request["deploymentId"] = json!(id);
+    }
+    let payload = request.to_string().replace('\'', "'\\''");
+    format!(
+        "aws lambda invoke --region {} --function-name {} --cli-binary-format raw-in-base64-out \
+         --payload '{payload}' answer.json",
+        home.region, home.function
+    )
+}
+
+/// The returned JSON for programs, as one part of one.
+fn data(report: &Report) -> String {
+    let mut data = json!(report.answer(true));
+    data["part"] = json!(1);
+    data["parts"] = json!(1);
+    data.to_string()
+}
+
+/// A custom notification of Amazon Q Developer in chat applications: anything else on the topic it drops
+/// without a word.
+fn card(report: &Report, home: &Home) -> Value {
+    let mut description = String::new();
+    let mut steps: Vec<String> = Vec::new();
+    let mut named = 0;
+    let problems = report.problem.iter().chain(
+        report
+            .groups
+            .iter()
+            .filter_map(|group| group.problem.as_ref()),
+    );
+    for problem in problems {
+        let _ = writeln!(
+            description,
+            "Problem in step {}: {}: {}",
+            problem.step, problem.code, problem.message
+        );
+        steps.push(problem.remedy.clone());
+    }
+    for group in &report.groups {
+        let rows = group.attention();
+        for (id, _, outcome) in &rows {
+            if named < CARD_INSTANCES {
+                let _ = writeln!(description, "`{id}` *{}*: {}", outcome.kind, outcome.detail);
+            }
+            named += 1;
+            let step = advice(outcome).to_owned();
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
+        }
+    }
+    if named > CARD_INSTANCES {
+        let _ = writeln!(description, "and {} more", named - CARD_INSTANCES);
+    }
+    if description.is_empty() {
+        description = headline(report);
+    }
+    let groups: Vec<String> = report
+        .groups
+        .iter()
+        .map(|g| format!("{}/{}", g.name.application, g.name.deployment_group))
+        .collect();
+    json!({
+        "version": "1.0",
+        "source": "custom",
+        "content": {
+            "textType": "client-markdown",
+            "title": headline(report),
+            "description": description,
+            "nextSteps": steps,
+            "keywords": ["codedeploy-agent", report.severity().word()],
+        },
+        "metadata": {
+            "threadId": report.order.subject.words(),
+            "summary": headline(report),
+            "eventType": "codedeploy-agent-restart",
+            "additionalContext": {
+                "function": home.function,
+                "deploymentGroups": groups.join(", "),
+            },
+        },
+    })
+}
+
+fn attributes(report: &Report) -> BTreeMap<&'static str, (&'static str, String)> {
+    let mut attributes = BTreeMap::from([
+        ("result", ("String", report.answer(true).result.to_owned())),
+        ("severity", ("String", report.severity().word().to_owned())),
+    ]);
+    if let Subject::Pipeline { pipeline, .. } = &report.order.subject {
+        attributes.insert("pipeline", ("String", pipeline.clone()));
+    }
+    let lists = [
+        (
+            "application",
+            names(report, |group| &group.name.application),
+        ),
+        (
+            "deploymentGroup",
+            names(report, |group| &group.name.deployment_group),
+        ),
+    ];
+    for (attribute, names) in lists {
+        if !names.is_empty() {
+            attributes.insert(attribute, ("String.Array", json!(names).to_string()));
+        }
+    }
+    attributes
+}
+
+/// The distinct names of all groups, in order.
+fn names<'a>(report: &'a Report, name: impl Fn(&'a GroupReport) -> &'a String) -> Vec<&'a String> {
+    let mut names: Vec<&String> = report.groups.iter().map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}

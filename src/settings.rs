@@ -1,0 +1,356 @@
+//! The function's settings: environment variables, read once, every problem told at once.
+
+/// What an operator can set. The defaults stand beside each variable in [`Settings::read`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The SNS topic that is told about failures.
+    pub topic: Topic,
+    /// Name or ARN of the Run Command document that restarts the agent.
+    pub document_name: String,
+    /// When a message is sent.
+    pub notify_on: NotifyOn,
+    /// Instances of one deployment group that may be restarting at the same time.
+    pub max_concurrency: Rate,
+    /// Failed instances of one deployment group after which nothing more is sent.
+    pub max_errors: Rate,
+    /// Seconds that a host waits for a running lifecycle event or another restart, 0 to 240.
+    pub busy_wait_seconds: u32,
+    /// Agents that use less than this many MiB are left alone; 0 restarts every agent.
+    pub min_memory_mib: u32,
+    /// Plan only: send nothing, publish nothing.
+    pub dry_run: bool,
+}
+
+/// A standard SNS topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// The topic's ARN.
+    pub arn: String,
+    /// The region in the ARN: where to publish.
+    pub region: String,
+    /// The account in the ARN.
+    pub account: String,
+}
+
+/// When a message is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotifyOn {
+    /// When an instance needs attention or there is a problem.
+    Attention,
+    /// After every event that was acted upon.
+    Always,
+}
+
+/// A number of instances, absolute or as a percentage of the fleet: the syntax of Run Command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    /// That many instances.
+    Count(usize),
+    /// That many percent of the fleet, 0 to 100.
+    Percent(usize),
+}
+
+impl Rate {
+    /// The number of instances in a fleet of `fleet`, rounded up.
+    pub fn of(self, fleet: usize) -> usize {
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => (fleet * percent).div_ceil(100),
+        }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {found}; accepted: {accepted}")]
+pub struct SettingProblem {
+    /// The environment variable.
+    pub variable: &'static str,
+    /// What it holds.
+    pub found: String,
+    /// What it may hold.
+    pub accepted: &'static str,
+}
+
+impl Settings {
+    /// Reads all settings through `lookup` (the environment in production). An empty optional variable
+    /// counts as absent.
+    ///
+    /// # Errors
+    /// Every problem, not just the first.
+    pub fn read(
+        lookup: impl Fn(&'static str) -> Option<String>,
+    ) -> Result<Self, Vec<SettingProblem>> {
+        let mut reader = Reader {
+            lookup,
+            problems: Vec::new(),
+        };
+        let topic = reader.read(
+            "TOPIC_ARN",
+            None,
+            "the ARN of a standard SNS topic, such as arn:aws:sns:eu-west-1:123456789012:my-topic",
+            parse_topic,
+        );
+        let document_name = reader.read(
+            "DOCUMENT_NAME",
+            None,
+            "the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /",
+            parse_document_name,
+        );
+        let notify_on = reader.read(
+            "NOTIFY_ON",
+            Some("attention"),
+            "attention or always",
+            parse_notify_on,
+        );
+        let max_concurrency = reader.read(
+            "MAX_CONCURRENCY",
+            Some("50%"),
+            "a number from 1, or 1% to 100%",
+            |text| parse_rate(text, 1),
+        );
+        let max_errors = reader.read(
+            "MAX_ERRORS",
+            Some("10%"),
+            "a number from 0, or 0% to 100%",
+            |text| parse_rate(text, 0),
+        );
+        let busy_wait_seconds = reader.read(
+            "BUSY_WAIT_SECONDS",
+            Some("120"),
+            "whole seconds, 0 to 240",
+            |text| parse_number(text, 240),
+        );
+        let min_memory_mib = reader.read(
+            "MIN_MEMORY_MIB",
+            Some("0"),
+            "whole MiB, 0 (off) to 1048576",
+            |text| parse_number(text, 1_048_576),
+        );
+        let dry_run = reader.read("DRY_RUN", Some("false"), "true or false", |text| {
+            text.parse().ok()
+        });
+        match (
+            topic,
+            document_name,
+            notify_on,
+            max_concurrency,
+            max_errors,
+            busy_wait_seconds,
+            min_memory_mib,
+            dry_run,
+        ) {
+            (
+                Some(topic),
+                Some(document_name),
+                Some(notify_on),
+                Some(max_concurrency),
+                Some(max_errors),
+                Some(busy_wait_seconds),
+                Some(min_memory_mib),
+                Some(dry_run),
+            ) => Ok(Self {
+                topic,
+                document_name,
+                notify_on,
+                max_concurrency,
+                max_errors,
+                busy_wait_seconds,
+                min_memory_mib,
+                dry_run,
+            }),
+            _ => Err(reader.problems),
+        }
+    }
+}
+
+struct Reader<L> {
+    lookup: L,
+    problems: Vec<SettingProblem>,
+}
+
+impl<L: Fn(&'static str) -> Option<String>> Reader<L> {
+    /// Reads one variable; `default` is `None` for a required one. Gives `None` and notes the problem when
+    /// there is no usable value.
+    fn read<T>(
+        &mut self,
+        variable: &'static str,
+        default: Option<&str>,
+        accepted: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let set = (self.lookup)(variable).filter(|text| !text.is_empty());
+        let found = match set.as_deref().or(default) {
+            Some(text) => match parse(text) {
+                Some(value) => return Some(value),
+                None => format!("{:?} is not accepted", shown(text)),
+            },
+            None => "is not set".to_owned(),
+        };
+        self.problems.push(SettingProblem {
+            variable,
+            found,
+            accepted,
+        });
+        None
+    }
+}
+
+/// At most 80 characters of a wrong value: enough to recognise it, too few to flood a log.
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn parse_topic(text: &str) -> Option<Topic> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let ["arn", partition, "sns", region, account, name] = parts[..] else {
+        return None;
+    };
+    let fits = partition.starts_with("aws")
+        && is_region(region)
+        && is_account(account)
+        && (1..=256).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    fits.then(|| Topic {
+        arn: text.to_owned(),
+        region: region.to_owned(),
+        account: account.to_owned(),
+    })
+}
+
+/// Whether the text has the form of a region's name. It becomes part of a host name, so nothing else may
+/// pass.
+pub fn is_region(text: &str) -> bool {
+    (3..=32).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
+/// Whether the text is an account id: twelve digits.
+pub fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.chars().all(|c| c.is_ascii_digit())
+}
+
+fn parse_document_name(text: &str) -> Option<String> {
+    let fits = (3..=128).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_-.:/".contains(c));
+    fits.then(|| text.to_owned())
+}
+
+fn parse_notify_on(text: &str) -> Option<NotifyOn> {
+    match text {
+        "attention" => Some(NotifyOn::Attention),
+        "always" => Some(NotifyOn::Always),
+        _ => None,
+    }
+}
+
+/// Seven characters at most, as in `SendCommand`'s `MaxConcurrency` and `MaxErrors`.
+fn parse_rate(text: &str, least: usize) -> Option<Rate> {
+    let (digits, percent) = match text.strip_suffix('%') {
+        Some(digits) => (digits, true),
+        None => (text, false),
+    };
+    let canonical = digits == "0" || !digits.starts_with('0');
+    if text.len() > 7 || !canonical || !digits.chars().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    let number: usize = digits.parse().ok()?;
+    match percent {
+        _ if number < least => None,
+        true if number > 100 => None,
+        true => Some(Rate::Percent(number)),
+        false => Some(Rate::Count(number)),
+    }
+}
+
+fn parse_number(text: &str, most: u32) -> Option<u32> {
+    let digits = text.chars().all(|c| c.is_ascii_digit());
+    text.parse().ok().filter(|number| digits && *number <= most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPIC: &str = "arn:aws:sns:eu-west-1:123456789012:agent-restarts";
+
+    fn read(pairs: &[(&'static str, &str)]) -> Result<Settings, Vec<SettingProblem>> {
+        Settings::read(|name| {
+            pairs
+                .iter()
+                .find(|(variable, _)| *variable == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn two_settings_are_enough() {
+        let settings = read(&[("TOPIC_ARN", TOPIC), ("DOCUMENT_NAME", "restart-agent")]).unwrap();
+        assert_eq!(settings.max_concurrency, Rate::Percent(50));
+        assert_eq!(settings.max_errors, Rate::Percent(10));
+        assert_eq!(settings.busy_wait_seconds, 120);
+        assert_eq!(settings.topic.region, "eu-west-1");
+        assert!(!settings.dry_run);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let problems = read(&[
+            (
+                "TOPIC_ARN",
+                "arn:aws:sns:eu-west-1:123456789012:orders.fifo",
+            ),
+            ("NOTIFY_ON", "never"),
+            ("MAX_CONCURRENCY", "0"),
+            ("MAX_ERRORS", "101%"),
+            ("BUSY_WAIT_SECONDS", "241"),
+            ("MIN_MEMORY_MIB", "-1"),
+            ("DRY_RUN", "yes"),
+        ])
+        .unwrap_err();
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(lines.join("\n"), @"");
+    }
+
+    #[test]
+    fn an_empty_optional_variable_is_the_default_and_an_empty_required_one_is_missing() {
+        let problems = read(&[
+            ("TOPIC_ARN", ""),
+            ("DOCUMENT_NAME", "restart-agent"),
+            ("MAX_ERRORS", ""),
+        ])
+        .unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].variable, "TOPIC_ARN");
+    }
+
+    #[test]
+    fn rates_round_up_as_documented() {
+        assert_eq!(Rate::Percent(50).of(3), 2);
+        assert_eq!(Rate::Percent(10).of(3), 1);
+        assert_eq!(Rate::Percent(0).of(3), 0);
+        assert_eq!(Rate::Count(7).of(3), 7);
+        for text in ["1", "9999999", "1%", "100%"] {
+            assert!(parse_rate(text, 1).is_some(), "{text}");
+        }
+        for text in [
+            "", "%", "0", "0%", "01", "+1", "1.5", "101%", "10000000", " 1",
+        ] {
+            assert!(parse_rate(text, 1).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_region_is_nothing_but_a_name() {
+        assert!(is_region("us-gov-east-1"));
+        assert!(!is_region("example.com/"));
+        assert!(!is_region(""));
+    }
+}

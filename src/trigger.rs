@@ -1,0 +1,433 @@
+//! What an event asks for: a pipeline's success, a deployment's success, or a request by hand. Everything
+//! else is ignored with a reason, and what cannot be read is an error that names the field.
+
+use aws_lambda_events::event::eventbridge::EventBridgeEvent;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::clock::{Clock, Timestamp};
+use crate::settings::{is_account, is_region};
+
+const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
+const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
+
+/// How far ahead of our clock the `time` of a request may lie, in seconds: clocks differ a little, but a
+/// time in the future would make every restart look too old.
+const MAX_SECONDS_AHEAD: u64 = 150;
+
+/// Longest name that CodePipeline and CodeDeploy accept, in characters.
+const MAX_NAME: usize = 100;
+
+/// Where this function lives: what a request by hand means when it names no region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Our own account, twelve digits.
+    pub account: String,
+    /// Our own region.
+    pub region: String,
+    /// Our own name, for the command that repeats an order by hand.
+    pub function: String,
+}
+
+impl Home {
+    /// Reads the ARN that Lambda gives with each invocation,
+    /// `arn:aws:lambda:REGION:ACCOUNT:function:NAME`. `None` when it is none, as from local emulators.
+    pub fn of_function(arn: &str) -> Option<Self> {
+        let mut parts = arn.split(':').skip(3);
+        let (region, account, function) = (parts.next()?, parts.next()?, parts.nth(1)?);
+        (is_region(region) && is_account(account)).then(|| Self {
+            account: account.to_owned(),
+            region: region.to_owned(),
+            function: function.to_owned(),
+        })
+    }
+}
+
+/// What to do with an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trigger {
+    /// Agents are to be restarted.
+    Restart(Order),
+    /// The event is none of ours, and why.
+    Ignore(String),
+}
+
+/// An order to restart the agents of one or more deployment groups.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Order {
+    /// What the order is about.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// The account in which it happened.
+    pub account: String,
+    /// The region in which it happened.
+    pub region: String,
+    /// When it happened: the event's time, or the request's.
+    pub time: Timestamp,
+    /// Plan only.
+    #[serde(skip)]
+    pub dry_run: bool,
+}
+
+/// The three kinds of order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "lowercase",
+    rename_all_fields = "camelCase"
+)]
+pub enum Subject {
+    /// An execution of a pipeline succeeded.
+    Pipeline {
+        /// The pipeline's name.
+        pipeline: String,
+        /// The execution that succeeded.
+        execution_id: String,
+    },
+    /// A deployment succeeded.
+    Deployment {
+        /// The CodeDeploy application.
+        application: String,
+        /// The deployment group.
+        deployment_group: String,
+        /// The deployment.
+        deployment_id: String,
+    },
+    /// Somebody, or a schedule, asked for it.
+    Request {
+        /// The CodeDeploy application.
+        application: String,
+        /// The deployment group.
+        deployment_group: String,
+        /// The deployment whose instances are meant; none means the last successful one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        deployment_id: Option<String>,
+    },
+}
+
+impl Subject {
+    /// The order in a few words, for logs and messages.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Pipeline { pipeline, .. } => format!("pipeline {pipeline}"),
+            Self::Deployment { deployment_id, .. } => format!("deployment {deployment_id}"),
+            Self::Request {
+                application,
+                deployment_group,
+                ..
+            } => format!("the request for {application}/{deployment_group}"),
+        }
+    }
+}
+
+/// An event that cannot be read. The invocation fails with it: a caller by hand sees it, and an event ends
+/// in the dead-letter queue.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    /// The payload is an array, a number, text, or null.
+    #[error(
+        "the event is no JSON object: send an EventBridge event or a request such as {{\"application\":\"…\",\"deploymentGroup\":\"…\"}}"
+    )]
+    NoObject,
+    /// Neither an EventBridge event nor a request.
+    #[error(
+        "the event has neither \"detail-type\" nor \"application\": send an EventBridge event or a request such as {{\"application\":\"…\",\"deploymentGroup\":\"…\"}}"
+    )]
+    NoKind,
+    /// An event of ours with a field that is missing or unusable.
+    #[error("{kind}: {problem}")]
+    Field {
+        /// The kind of event.
+        kind: &'static str,
+        /// The field, what is wrong with it, and what is accepted.
+        problem: String,
+    },
+}
+
+/// Reads an event.
+///
+/// # Errors
+/// When it is no JSON object, of no kind, or of one of our kinds with a needed field missing or unusable.
+pub fn read(event: &Value, clock: &Clock, home: &Home) -> Result<Trigger, EventError> {
+    let Value::Object(event) = event else {
+        return Err(EventError::NoObject);
+    };
+    match event.get("detail-type") {
+        Some(Value::String(kind)) if kind == PIPELINE_EVENT => {
+            when_in_state(event, "SUCCEEDED", "pipeline execution", || {
+                read_pipeline(event)
+            })
+        }
+        Some(Value::String(kind)) if kind == DEPLOYMENT_EVENT => {
+            when_in_state(event, "SUCCESS", "deployment", || read_deployment(event))
+        }
+        Some(other) => Ok(Trigger::Ignore(format!(
+            "detail-type {} is neither \"{PIPELINE_EVENT}\" nor \"{DEPLOYMENT_EVENT}\"",
+            shown(other)
+        ))),
+        None if event.contains_key("application") => read_request(event, clock, home),
+        None => Err(EventError::NoKind),
+    }
+}
+
+/// Reads the event only in the state that concerns us: an event in another state may lack anything.
+fn when_in_state(
+    event: &Map<String, Value>,
+    wanted: &str,
+    what: &str,
+    read: impl FnOnce() -> Result<Order, EventError>,
+) -> Result<Trigger, EventError> {
+    match event.get("detail").and_then(|detail| detail.get("state")) {
+        Some(Value::String(state)) if state == wanted => Ok(Trigger::Restart(read()?)),
+        Some(other) => Ok(Trigger::Ignore(format!(
+            "the {what}'s state is {}, not {wanted}",
+            shown(other)
+        ))),
+        None => Ok(Trigger::Ignore(format!(
+            "the event holds no detail.state, so no {what} has succeeded"
+        ))),
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct PipelineDetail {
+    pipeline: String,
+    execution_id: String,
+}
+
+fn read_pipeline(event: &Map<String, Value>) -> Result<Order, EventError> {
+    let fields = Fields("pipeline event");
+    let envelope: EventBridgeEvent<PipelineDetail> =
+        fields.envelope(event, &["pipeline", "execution-id"])?;
+    let order = Order {
+        account: fields.account("account", envelope.account.as_deref())?,
+        region: fields.region("region", envelope.region.as_deref())?,
+        time: fields.event_time(&envelope)?,
+        dry_run: false,
+        subject: Subject::Pipeline {
+            pipeline: fields.name("detail.pipeline", &envelope.detail.pipeline)?,
+            execution_id: fields.execution_id(&envelope.detail.execution_id)?,
+        },
+    };
+    Ok(order)
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DeploymentDetail {
+    application: String,
+    deployment_group: String,
+    deployment_id: String,
+    region: String,
+}
+
+fn read_deployment(event: &Map<String, Value>) -> Result<Order, EventError> {
+    let fields = Fields("deployment event");
+    let envelope: EventBridgeEvent<DeploymentDetail> = fields.envelope(
+        event,
+        &["application", "deploymentGroup", "deploymentId", "region"],
+    )?;
+    let detail = &envelope.detail;
+    Ok(Order {
+        account: fields.account("account", envelope.account.as_deref())?,
+        region: fields.region("detail.region", Some(&detail.region))?,
+        time: fields.event_time(&envelope)?,
+        dry_run: false,
+        subject: Subject::Deployment {
+            application: fields.name("detail.application", &detail.application)?,
+            deployment_group: fields.name("detail.deploymentGroup", &detail.deployment_group)?,
+            deployment_id: fields.name("detail.deploymentId", &detail.deployment_id)?,
+        },
+    })
+}
+
+/// A request by hand. Unknown fields are refused: a mistyped `dryrun` must not restart a fleet.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Request {
+    application: String,
+    deployment_group: String,
+    deployment_id: Option<String>,
+    region: Option<String>,
+    time: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+fn read_request(
+    event: &Map<String, Value>,
+    clock: &Clock,
+    home: &Home,
+) -> Result<Trigger, EventError> {
+    let fields = Fields("request");
+    let request = Request::deserialize(event).map_err(|error| fields.problem(error.to_string()))?;
+    let deployment_id = request
+        .deployment_id
+        .map(|id| fields.name("deploymentId", &id))
+        .transpose()?;
+    Ok(Trigger::Restart(Order {
+        account: home.account.clone(),
+        region: match &request.region {
+            Some(region) => fields.region("region", Some(region))?,
+            None => home.region.clone(),
+        },
+        time: match &request.time {
+            Some(time) => fields.request_time(time, clock.now())?,
+            None => clock.received_at(),
+        },
+        dry_run: request.dry_run,
+        subject: Subject::Request {
+            application: fields.name("application", &request.application)?,
+            deployment_group: fields.name("deploymentGroup", &request.deployment_group)?,
+            deployment_id,
+        },
+    }))
+}
+
+/// Checks of single fields, each with an error that names the field of this kind of event.
+struct Fields(&'static str);
+
+impl Fields {
+    fn problem(&self, problem: String) -> EventError {
+        EventError::Field {
+            kind: self.0,
+            problem,
+        }
+    }
+
+    /// Reads the envelope with nothing but the fields we need: a real event's other fields have come as
+    /// text, as integers and as floats, and must not stop us.
+    fn envelope<T>(
+        &self,
+        event: &Map<String, Value>,
+        needed: &[&str],
+    ) -> Result<EventBridgeEvent<T>, EventError>
+    where
+        T: Serialize + for<'de> Deserialize<'de>,
+    {
+        let mut narrow = Map::new();
+        narrow.insert("source".to_owned(), Value::String(String::new()));
+        for name in ["detail-type", "account", "time", "region"] {
+            let value = self.text(event, name, name)?;
+            narrow.insert(name.to_owned(), Value::String(value));
+        }
+        let detail = match event.get("detail") {
+            Some(Value::Object(detail)) => detail,
+            _ => return Err(self.problem("field detail is no object".to_owned())),
+        };
+        let mut narrow_detail = Map::new();
+        for name in needed {
+            let value = self.text(detail, name, &format!("detail.{name}"))?;
+            narrow_detail.insert((*name).to_owned(), Value::String(value));
+        }
+        narrow.insert("detail".to_owned(), Value::Object(narrow_detail));
+        EventBridgeEvent::deserialize(Value::Object(narrow))
+            .map_err(|error| self.problem(format!("field time: {error}")))
+    }
+
+    fn text(
+        &self,
+        object: &Map<String, Value>,
+        name: &str,
+        path: &str,
+    ) -> Result<String, EventError> {
+        match object.get(name) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(self.problem(format!("field {path} is {}, not text", shown(other)))),
+            None => Err(self.problem(format!("field {path} is missing"))),
+        }
+    }
+
+    fn account(&self, field: &str, value: Option<&str>) -> Result<String, EventError> {
+        self.checked(
+            field,
+            value.unwrap_or_default(),
+            "an account id (12 digits)",
+            is_account,
+        )
+    }
+
+    fn region(&self, field: &str, value: Option<&str>) -> Result<String, EventError> {
+        self.checked(
+            field,
+            value.unwrap_or_default(),
+            "a region such as eu-west-1",
+            is_region,
+        )
+    }
+
+    fn name(&self, field: &str, value: &str) -> Result<String, EventError> {
+        self.checked(field, value, "a name of 1 to 100 characters", |name| {
+            (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
+        })
+    }
+
+    /// CodePipeline's own pattern for an execution id: a UUID in hexadecimal digits.
+    fn execution_id(&self, value: &str) -> Result<String, EventError> {
+        self.checked("detail.execution-id", value, "a UUID", |id| {
+            let groups: Vec<&str> = id.split('-').collect();
+            groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+                && groups
+                    .iter()
+                    .all(|group| group.chars().all(|c| c.is_ascii_hexdigit()))
+        })
+    }
+
+    fn event_time<T>(&self, envelope: &EventBridgeEvent<T>) -> Result<Timestamp, EventError>
+    where
+        T: Serialize + for<'de> Deserialize<'de>,
+    {
+        let seconds = envelope.time.map(|time| time.timestamp()).unwrap_or(-1);
+        u64::try_from(seconds)
+            .map(Timestamp)
+            .map_err(|_| self.problem("field time lies before 1970".to_owned()))
+    }
+
+    fn request_time(&self, value: &str, now: Timestamp) -> Result<Timestamp, EventError> {
+        let accepted = "an RFC 3339 time such as 2026-11-21T10:00:00Z, 1970 or later";
+        let time = Timestamp::parse(value).ok_or_else(|| {
+            self.problem(format!(
+                "field time is {:?}, not {accepted}",
+                clipped(value)
+            ))
+        })?;
+        if time.seconds_since(now) > MAX_SECONDS_AHEAD {
+            return Err(self.problem(format!(
+                "field time is {time}, more than {MAX_SECONDS_AHEAD} s after now ({now}): check the \
+                 sender's clock, or leave it out"
+            )));
+        }
+        Ok(time)
+    }
+
+    fn checked(
+        &self,
+        field: &str,
+        value: &str,
+        accepted: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<String, EventError> {
+        if fits(value) {
+            Ok(value.to_owned())
+        } else {
+            Err(self.problem(format!(
+                "field {field} is {:?}, not {accepted}",
+                clipped(value)
+            )))
+        }
+    }
+}
+
+/// A wrong value as it may stand in an error: recognisable, and short.
+fn shown(value: &Value) -> String {
+    clipped(&value.to_string())
+}
+
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
