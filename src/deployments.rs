@@ -66,6 +66,7 @@ impl Group {
         Unresolved {
             name: self.name,
             deployment_ids: self.deployments.into_iter().map(|d| d.id).collect(),
+            triggered_at: Some(self.triggered_at),
             problem,
         }
     }
@@ -91,6 +92,8 @@ pub struct Unresolved {
     pub name: GroupName,
     /// The deployments as far as they are known.
     pub deployment_ids: Vec<String>,
+    /// Since when an agent counts as fresh, as far as it is known.
+    pub triggered_at: Option<Timestamp>,
     /// Why.
     pub problem: Problem,
 }
@@ -405,6 +408,7 @@ async fn resolve(
         Err(problem) => Resolved::Unresolved(Unresolved {
             name,
             deployment_ids: ids,
+            triggered_at: None,
             problem,
         }),
     }

@@ -119,7 +119,10 @@ fn headline(report: &Report) -> String {
     let problem = report.problem.is_some() || report.groups.iter().any(|g| g.problem.is_some());
     match (attention, problem) {
         (0, false) => format!("{level}: all {all} CodeDeploy agents are fine after {after}"),
-        (0, true) => format!("{level}: CodeDeploy agents could not be checked after {after}"),
+        (0, true) => {
+            format!("{level}: not every CodeDeploy agent could be treated after {after}")
+        }
+        (1, _) => format!("{level}: 1 of {all} CodeDeploy agents needs attention after {after}"),
         _ => {
             format!("{level}: {attention} of {all} CodeDeploy agents need attention after {after}")
         }
@@ -152,7 +155,7 @@ fn text(report: &Report, home: &Home) -> String {
         write_problem(&mut text, problem);
     }
     for group in &report.groups {
-        write_group(&mut text, group, home);
+        write_group(&mut text, group, report, home);
     }
     text
 }
@@ -165,7 +168,7 @@ fn write_problem(text: &mut String, problem: &Problem) {
     );
 }
 
-fn write_group(text: &mut String, group: &GroupReport, home: &Home) {
+fn write_group(text: &mut String, group: &GroupReport, report: &Report, home: &Home) {
     let _ = write!(
         text,
         "\n{}/{} in {}",
@@ -199,11 +202,10 @@ fn write_group(text: &mut String, group: &GroupReport, home: &Home) {
         let _ = writeln!(text, "  Do: {}.", section.advice);
     }
     if group.problem.is_some() || !group.attention().is_empty() {
-        let _ = write!(
-            text,
-            "\nRepeat by hand (does nothing to an agent that is already fresh):\n  {}\n",
-            repeat_command(group, home)
-        );
+        text.push_str("\nRepeat by hand (leaves agents alone that are fresh by now):\n");
+        for command in repeat_commands(group, report, home) {
+            let _ = writeln!(text, "  {command}");
+        }
     }
 }
 
@@ -287,22 +289,32 @@ fn advice(outcome: &Outcome) -> &'static str {
     }
 }
 
-fn repeat_command(group: &GroupReport, home: &Home) -> String {
-    let mut request = json!({
-        "application": group.name.application,
-        "deploymentGroup": group.name.deployment_group,
-        "region": group.name.region,
-    });
-    // The last one carries the newest targets; a request takes one deployment.
-    if let Some(id) = group.deployment_ids.last() {
-        request["deploymentId"] = json!(id);
-    }
-    let payload = request.to_string().replace('\'', "'\\''");
-    format!(
-        "aws lambda invoke --region {} --function-name {} --cli-binary-format raw-in-base64-out \
-         --payload '{payload}' answer.json",
-        home.region, home.function
-    )
+/// One command for each deployment: a request takes one. The time makes it safe to repeat.
+fn repeat_commands(group: &GroupReport, report: &Report, home: &Home) -> Vec<String> {
+    let time = group.triggered_at.unwrap_or(report.order.time);
+    let ids: Vec<Option<&String>> = match group.deployment_ids.is_empty() {
+        true => vec![None],
+        false => group.deployment_ids.iter().map(Some).collect(),
+    };
+    ids.into_iter()
+        .map(|id| {
+            let mut request = json!({
+                "application": group.name.application,
+                "deploymentGroup": group.name.deployment_group,
+                "region": group.name.region,
+                "time": time,
+            });
+            if let Some(id) = id {
+                request["deploymentId"] = json!(id);
+            }
+            let payload = request.to_string().replace('\'', "'\\''");
+            format!(
+                "aws lambda invoke --region {} --function-name {} \
+                 --cli-binary-format raw-in-base64-out --payload '{payload}' answer.json",
+                home.region, home.function
+            )
+        })
+        .collect()
 }
 
 /// The returned JSON for programs, as one part of one.

@@ -322,20 +322,24 @@ fn of_document(invocation: &CommandInvocation) -> Outcome {
             Kind::Failed,
             format!(
                 "the output is not the restart document's: {}",
-                raw(&most_telling_output(plugins))
+                raw(most_telling_output(plugins))
             ),
         ),
     }
 }
 
-/// The output of the step that ran, not of the one that was skipped.
-fn most_telling_output(plugins: &[CommandPlugin]) -> String {
-    let outputs = || plugins.iter().filter_map(|plugin| plugin.output());
+/// The output of the step that ran, or that of a skipped one when none did.
+fn most_telling_output(plugins: &[CommandPlugin]) -> &str {
+    let outputs = || {
+        plugins
+            .iter()
+            .map(|plugin| plugin.output().unwrap_or_default())
+    };
     outputs()
         .find(|output| !output.starts_with("Step execution skipped"))
         .or_else(|| outputs().next())
+        .filter(|output| !output.trim().is_empty())
         .unwrap_or("(no output)")
-        .to_owned()
 }
 
 fn raw(text: &str) -> String {

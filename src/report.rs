@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::clock::Timestamp;
 use crate::deployments::{GroupName, Unresolved};
 use crate::fleet::{Decision, Fleet};
 use crate::outcome::{Kind, Outcome, Problem, Severity};
@@ -32,6 +33,8 @@ pub struct GroupReport {
     pub name: GroupName,
     /// The deployments that were meant.
     pub deployment_ids: Vec<String>,
+    /// Since when an agent counts as fresh, as far as it is known.
+    pub triggered_at: Option<Timestamp>,
     /// Every candidate, by id.
     pub instances: BTreeMap<String, Entry>,
     /// Why the group could not be treated as it should.
@@ -57,6 +60,7 @@ impl GroupReport {
         Self {
             name: unresolved.name,
             deployment_ids: unresolved.deployment_ids,
+            triggered_at: unresolved.triggered_at,
             instances: BTreeMap::new(),
             problem: Some(unresolved.problem),
             duration: Duration::ZERO,
@@ -93,6 +97,7 @@ impl GroupReport {
         Self {
             name: fleet.group.name,
             deployment_ids: fleet.group.deployments.into_iter().map(|d| d.id).collect(),
+            triggered_at: Some(fleet.group.triggered_at),
             instances,
             problem: match fleet.problem {
                 Some(first) => Some(first.and(problem)),

@@ -138,7 +138,7 @@ impl Run<'_> {
         }
         if self.errors > self.errors_allowed {
             self.hold_back_queue(&format!(
-                "not sent: {} restarts had failed, MAX_ERRORS allows {}",
+                "not sent: restarts that had failed: {}, MAX_ERRORS allows {}",
                 self.errors, self.errors_allowed
             ));
             return;

@@ -316,7 +316,16 @@ mod tests {
         ])
         .unwrap_err();
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        TOPIC_ARN: "arn:aws:sns:eu-west-1:123456789012:orders.fifo" is not accepted; accepted: the ARN of a standard SNS topic, such as arn:aws:sns:eu-west-1:123456789012:my-topic
+        DOCUMENT_NAME: is not set; accepted: the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /
+        NOTIFY_ON: "never" is not accepted; accepted: attention or always
+        MAX_CONCURRENCY: "0" is not accepted; accepted: a number from 1, or 1% to 100%
+        MAX_ERRORS: "101%" is not accepted; accepted: a number from 0, or 0% to 100%
+        BUSY_WAIT_SECONDS: "241" is not accepted; accepted: whole seconds, 0 to 240
+        MIN_MEMORY_MIB: "-1" is not accepted; accepted: whole MiB, 0 (off) to 1048576
+        DRY_RUN: "yes" is not accepted; accepted: true or false
+        "#);
     }
 
     #[test]

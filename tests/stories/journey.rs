@@ -1,0 +1,317 @@
+//! The whole way of a fleet: commands, window, brake, time.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sim::{AgentFault, Fault};
+use tokio::time::sleep;
+
+use crate::support::{EVENT_TIME, Story, id};
+
+fn commands(story: &Story) -> Vec<Value> {
+    story
+        .world
+        .calls()
+        .into_iter()
+        .filter(|call| call.operation == "SendCommand" && call.status == 200)
+        .map(|call| call.params)
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_of_130_is_restarted_by_three_commands() {
+    let story = Story::of(130);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 130}));
+    let sizes: Vec<usize> = commands(&story)
+        .iter()
+        .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+        .collect();
+    assert_eq!(sizes, [50, 50, 30]);
+    let mut sent = story.sent_to();
+    assert!(sent.is_sorted());
+    sent.dedup();
+    assert_eq!(sent.len(), 130);
+    assert!(story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_carries_the_document_s_parameters() {
+    let story = Story::of(1)
+        .setting("BUSY_WAIT_SECONDS", "30")
+        .setting("MIN_MEMORY_MIB", "64");
+    story.run().await;
+    let command = &commands(&story)[0];
+    assert_eq!(command["DocumentName"], "restart-agent");
+    assert_eq!(command["DocumentVersion"], "$LATEST");
+    assert_eq!(command["TimeoutSeconds"], 120);
+    assert_eq!(command["MaxConcurrency"], "100%");
+    assert_eq!(command["MaxErrors"], "100%");
+    let parameters = &command["Parameters"];
+    // The deployment completed five seconds before the event.
+    assert_eq!(
+        parameters["triggeredAt"],
+        json!([format!("{}", EVENT_TIME - 5.0)])
+    );
+    assert_eq!(parameters["busyWaitSeconds"], json!(["30"]));
+    assert_eq!(parameters["minMemoryMiB"], json!(["64"]));
+    assert_eq!(parameters["executionTimeoutSeconds"], json!(["390"]));
+    let sent_at: f64 = parameters["sentAt"][0]
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .expect("epoch seconds");
+    assert!((EVENT_TIME..EVENT_TIME + 10.0).contains(&sent_at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_completion_time_is_rounded_up() {
+    let story =
+        Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").completed_at = Some(-4.75));
+    story.run().await;
+    let triggered_at = &commands(&story)[0]["Parameters"]["triggeredAt"];
+    assert_eq!(triggered_at, &json!([format!("{}", EVENT_TIME - 4.0)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_of_the_fleet_at_a_time_takes_two_rounds() {
+    let story = Story::of(10).setting("MAX_CONCURRENCY", "50%");
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 10}));
+    let sizes: Vec<usize> = commands(&story)
+        .iter()
+        .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+        .collect();
+    assert_eq!(sizes, [5, 5]);
+    story.world.with(|state| {
+        let first = (1..=5).map(|n| state.host(&id(n)).agent.restarts[0]);
+        let last_of_first = first.fold(f64::MIN, f64::max);
+        for n in 6..=10 {
+            assert!(state.host(&id(n)).agent.restarts[0] > last_of_first);
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_failures_stop_the_sending_and_the_rest_is_told() {
+    let story = Story::of(20)
+        .setting("MAX_CONCURRENCY", "2")
+        .setting("MAX_ERRORS", "3")
+        .given(|state| {
+            for n in 1..=20 {
+                state.host(&id(n)).agent.fault = Some(AgentFault::AgentDown);
+            }
+        });
+    let told = story.run().await;
+    let failed = told.counts()["failed"].as_u64().expect("a count");
+    assert!((4..=5).contains(&failed), "{failed} agents were touched");
+    assert_eq!(told.counts()["held-back"], 20 - failed);
+    let reason = told.attention(&id(20))["detail"].to_string();
+    assert!(reason.contains("MAX_ERRORS allows 3"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hosts_without_an_agent_never_hold_the_others_back() {
+    let story = Story::of(6)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("MAX_ERRORS", "0")
+        .given(|state| {
+            state.host(&id(1)).agent.installed = false;
+            state.host(&id(2)).agent.installed = false;
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"failed": 2, "restarted": 4}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_never_picks_the_command_up_is_undelivered_and_the_rest_finishes() {
+    let story = Story::of(3)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| state.host(&id(1)).offline = true);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2, "undelivered": 1}));
+    assert!(told.attention(&id(1))["commandId"].is_string());
+    let elapsed = story.world.now() - EVENT_TIME;
+    assert!(
+        elapsed < 400.0,
+        "it took {elapsed} s: nobody waits for the timeout of a lost command"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_starter_is_taken_back_in() {
+    let story = Story::of(2).setting("MAX_CONCURRENCY", "1").given(|state| {
+        state.host(&id(1)).delivery_seconds = 115.0;
+        state.host(&id(1)).agent.restart_seconds = 100.0;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_result_at_the_end_is_unfinished_and_reported_in_time() {
+    let story = Story::of(2)
+        .timeout(300)
+        .setting("BUSY_WAIT_SECONDS", "0")
+        .given(|state| state.host(&id(2)).agent.fault = Some(AgentFault::Hangs));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1, "unfinished": 1}));
+    assert!(story.world.now() - EVENT_TIME < 300.0);
+    assert!(told.attention(&id(2))["commandId"].is_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_time_left_nothing_is_sent() {
+    let story = Story::of(2).timeout(200);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"held-back": 2}));
+    let reason = told.attention(&id(1))["detail"].to_string();
+    assert!(reason.contains("no time left"), "{reason}");
+    assert!(story.sent_to().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_spoils_its_command_is_split_off() {
+    // It goes away between the inventory and the command.
+    let story = Story::of(50);
+    let goes_away = async {
+        while story.count("DescribeInstanceInformation") == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        story
+            .world
+            .with(|state| state.host(&id(33)).state = "shutting-down".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), goes_away);
+    assert_eq!(told.counts(), &json!({"restarted": 49, "unreachable": 1}));
+    let detail = told.attention(&id(33))["detail"].to_string();
+    assert!(detail.contains("refuses"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_is_a_problem_with_its_remedy() {
+    for (operation, code, step, held_back) in [
+        (
+            "ListActionExecutions",
+            "AccessDeniedException",
+            "deployments",
+            0,
+        ),
+        ("GetDeployment", "AccessDeniedException", "deployments", 0),
+        ("ListDeployments", "AccessDeniedException", "quiet", 0),
+        ("GetDeploymentGroup", "AccessDeniedException", "fleet", 0),
+        ("ListDeploymentTargets", "AccessDeniedException", "fleet", 0),
+        ("DescribeAutoScalingGroups", "AccessDenied", "fleet", 0),
+        (
+            "DescribeInstanceInformation",
+            "AccessDeniedException",
+            "fleet",
+            0,
+        ),
+        ("SendCommand", "AccessDeniedException", "send", 3),
+    ] {
+        let story = Story::of(3).given(|state| {
+            state.faults.push(Fault {
+                operation: operation.to_owned(),
+                code: Some(code.to_owned()),
+                times: 100,
+                ..Fault::default()
+            });
+        });
+        let told = story.run().await;
+        let problem = match told.answer.get("problem") {
+            Some(problem) => problem,
+            None => &told.group()["problem"],
+        };
+        assert_eq!(problem["code"], code, "{operation}: {:#}", told.answer);
+        assert_eq!(problem["step"], step, "{operation}");
+        let remedy = problem["remedy"].as_str().expect("text");
+        assert!(remedy.contains(&format!(":{operation}")), "{remedy}");
+        assert_eq!(told.answer["result"], "attention", "{operation}");
+        assert!(story.body("email").contains(remedy), "{operation}");
+        assert!(story.sent_to().is_empty(), "{operation}");
+        if held_back > 0 {
+            assert_eq!(told.counts(), &json!({"held-back": held_back}));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_are_refused_leave_the_sent_ones_unfinished() {
+    let story = Story::of(2).given(|state| {
+        state.faults.push(Fault {
+            operation: "ListCommandInvocations".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            times: 100,
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"unfinished": 2}));
+    assert_eq!(told.group()["problem"]["step"], "poll");
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_is_waited_out() {
+    let story = Story::of(60).given(|state| {
+        for operation in [
+            "ListActionExecutions",
+            "GetDeployment",
+            "DescribeInstanceInformation",
+            "SendCommand",
+            "ListCommandInvocations",
+        ] {
+            state.faults.push(Fault {
+                operation: operation.to_owned(),
+                times: 3,
+                ..Fault::default()
+            });
+        }
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 60}));
+    assert!(story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_arrived_although_its_reply_was_lost_restarts_nobody_twice() {
+    let story = Story::of(3).given(|state| {
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            lost_reply: true,
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    // The SDK's own retry sends a second command; the host meets the first one's lock, then its new agent.
+    assert_eq!(told.counts(), &json!({"already-restarted": 3}));
+    story.world.with(|state| {
+        for n in 1..=3 {
+            assert_eq!(state.host(&id(n)).agent.restarts.len(), 1);
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_s_wrong_clock_changes_nothing() {
+    let story = Story::of(2).given(|state| {
+        state.host(&id(1)).clock_skew = 86_400.0;
+        state.host(&id(2)).clock_skew = -86_400.0;
+    });
+    assert_eq!(story.run().await.counts(), &json!({"restarted": 2}));
+    assert_eq!(story.run().await.counts(), &json!({"already-restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_cannot_be_published_fails_the_invocation() {
+    let story = Story::of(1).given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        state.topics.clear();
+    });
+    let error = story
+        .try_event(&crate::support::event("pipeline-succeeded"))
+        .await
+        .expect_err("nobody was told");
+    assert!(error.starts_with("PublishFailed: "), "{error}");
+    assert!(error.contains("NotFound"), "{error}");
+    assert!(error.contains(sim::TOPIC), "{error}");
+}

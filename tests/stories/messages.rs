@@ -1,0 +1,396 @@
+//! The views of a report: messages, the returned JSON, metrics. One message snapshot per outcome.
+
+use serde_json::{Value, json};
+use sim::{AgentFault, Answer};
+
+use crate::support::{Story, event, id, request};
+
+#[tokio::test(start_paused = true)]
+async fn the_metrics_of_a_group() {
+    let story = Story::of(4).given(|state| {
+        *state.lifecycle(&id(3)) = "Standby".to_owned();
+        *state.lifecycle(&id(4)) = "Terminating:Wait".to_owned();
+        state.host(&id(2)).agent.fault = Some(AgentFault::AgentDown);
+        state.host(&id(1)).agent.memory_kib = 200 * 1024;
+        state.host(&id(1)).agent.fresh_memory_kib = 50 * 1024;
+        state.host(&id(3)).agent.memory_kib = 100 * 1024;
+        state.host(&id(3)).agent.fresh_memory_kib = 50 * 1024;
+    });
+    let told = story.run().await;
+    let [line] = &told.metrics[..] else {
+        panic!("one line: {:#?}", told.metrics)
+    };
+    assert_eq!(line["Application"], "my-application");
+    assert_eq!(line["DeploymentGroup"], "my-deployment-group");
+    assert_eq!(line["Restarted"], 2);
+    assert_eq!(line["Attention"], 1);
+    assert_eq!(line["Skipped"], 1);
+    assert_eq!(line["MemoryReclaimed"], 200 * 1024 * 1024);
+    assert_eq!(line["LargestAgent"], 200 * 1024 * 1024);
+    let milliseconds = line["Duration"].as_u64().expect("a number");
+    assert!((30_000..120_000).contains(&milliseconds), "{milliseconds}");
+    let directive = &line["_aws"]["CloudWatchMetrics"][0];
+    assert_eq!(directive["Namespace"], "CodeDeployAgentRestarter");
+    assert_eq!(
+        directive["Dimensions"],
+        json!([["Application", "DeploymentGroup"]])
+    );
+    let units: Vec<String> = directive["Metrics"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|metric| format!("{} {}", metric["Name"], metric["Unit"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        units,
+        [
+            "Restarted Count",
+            "Attention Count",
+            "Skipped Count",
+            "MemoryReclaimed Bytes",
+            "LargestAgent Bytes",
+            "Duration Milliseconds",
+        ]
+    );
+    assert!(line["_aws"]["Timestamp"].as_u64() > Some(1_771_319_645_000));
+    assert_eq!(told.group()["memoryBeforeKiB"], 300 * 1024);
+    assert_eq!(told.group()["memoryAfterKiB"], 100 * 1024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn programs_get_the_returned_json_and_attributes_to_filter_on() {
+    let story = Story::of(3).given(|state| state.host(&id(2)).ping = "ConnectionLost".to_owned());
+    let told = story.run().await;
+    assert_eq!(told.answer["notified"], true);
+    for protocol in ["sqs", "lambda"] {
+        let mut data: Value = serde_json::from_str(&story.body(protocol)).expect("JSON");
+        assert_eq!(data["part"], 1);
+        assert_eq!(data["parts"], 1);
+        let object = data.as_object_mut().expect("an object");
+        object.remove("part");
+        object.remove("parts");
+        assert_eq!(data, told.answer, "{protocol}");
+    }
+    let message = story.message();
+    assert_eq!(message.topic, sim::TOPIC);
+    assert_eq!(
+        Value::Object(message.attributes),
+        json!({
+            "result": {"Type": "String", "Value": "attention"},
+            "severity": {"Type": "String", "Value": "warning"},
+            "pipeline": {"Type": "String", "Value": "my-pipeline"},
+            "application": {"Type": "String.Array", "Value": "[\"my-application\"]"},
+            "deploymentGroup": {"Type": "String.Array", "Value": "[\"my-deployment-group\"]"},
+        })
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn chat_gets_a_card_and_a_telephone_a_line() {
+    let story = Story::of(3).given(|state| state.host(&id(2)).ping = "ConnectionLost".to_owned());
+    story.run().await;
+    let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
+    assert_eq!(card["version"], "1.0");
+    assert_eq!(card["source"], "custom");
+    let description = card["content"]["description"].as_str().expect("text");
+    assert!(description.contains(&id(2)), "{description}");
+    let text = story.body("sms");
+    assert!(text.chars().count() <= 140);
+    assert_eq!(
+        text,
+        "WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline"
+    );
+    assert_eq!(story.body("default"), story.body("email"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_end_is_told_only_when_asked_for() {
+    let story = Story::of(2);
+    assert_eq!(story.run().await.answer["notified"], false);
+    assert!(story.silent());
+
+    let story = Story::of(2).setting("NOTIFY_ON", "always");
+    assert_eq!(story.run().await.answer["notified"], true);
+    assert_eq!(
+        story.message().subject.as_deref(),
+        Some("OK: all 2 CodeDeploy agents are fine after pipeline my-pipeline")
+    );
+
+    let story = Story::of(2).setting("NOTIFY_ON", "always");
+    story.event(&event("pipeline-failed")).await;
+    story.event(&event("dry-run")).await;
+    assert!(story.silent(), "not for ignored events and dry runs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn attention_is_listed_by_severity_then_outcome_then_id() {
+    let story = Story::of(5).given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        state.host(&id(2)).agent.busy = vec![[-1.0, 9_000.0]];
+        state.host(&id(3)).agent.fault = Some(AgentFault::AgentDown);
+        state.host(&id(4)).agent.fault = Some(AgentFault::AgentUnhealthy);
+        state.host(&id(5)).agent.busy = vec![[-1.0, 9_000.0]];
+    });
+    let told = story.run().await;
+    let order: Vec<_> = told.group()["attention"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| row["instanceId"].as_str().expect("text").to_owned())
+        .collect();
+    assert_eq!(order, [id(3), id(2), id(5), id(4), id(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subject_is_short_and_printable_whatever_the_names_are() {
+    let story = Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").targets.clear());
+    let name = "Größe\u{1F600}".repeat(12);
+    let told = story
+        .event(&request(
+            json!({"application": name, "deploymentId": "d-EXAMPLEE5"}),
+        ))
+        .await;
+    assert_eq!(told.answer["result"], "attention");
+    let subject = story.message().subject.expect("a subject");
+    assert!(subject.len() <= 99, "{subject}");
+    assert!(
+        subject.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+        "{subject}"
+    );
+}
+
+/// Subject and mail of a fleet of three in which the second instance ends like this.
+async fn mail(change: impl FnOnce(&mut sim::Host)) -> String {
+    let story = Story::of(3).given(|state| {
+        let host = state.host(&id(2));
+        host.name = Some("web-2".to_owned());
+        change(host);
+    });
+    story.run().await;
+    // The commands' ids are the world's own.
+    let mail = story.body("email");
+    let mail = mail
+        .lines()
+        .map(|line| match line.split_once(" [command ") {
+            Some((line, _)) => format!("{line} [command …]"),
+            None => line.to_owned(),
+        });
+    let lines: Vec<String> = story.message().subject.into_iter().chain(mail).collect();
+    lines.join("\n")
+}
+
+fn answer(status: &str, details: &str) -> Option<Answer> {
+    Some(Answer {
+        status: status.to_owned(),
+        status_details: Some(details.to_owned()),
+        ..Answer::default()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_failed_instance() {
+    let mail = mail(|host| host.agent.fault = Some(AgentFault::AgentDown)).await;
+    insta::assert_snapshot!(mail, @r#"
+    CRITICAL: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    CRITICAL: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 failed, 2 restarted
+
+    CRITICAL failed:
+      i-00000000000000002 (web-2): agent-down (code 32, agent OFFICIAL_1.8.1-1_rpm): no master process runs [command …]
+      Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_busy_instance() {
+    let mail = mail(|host| host.agent.busy = vec![[-10.0, 9_000.0]]).await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 busy, 2 restarted
+
+    WARNING busy:
+      i-00000000000000002 (web-2): busy (code 20, agent OFFICIAL_1.8.1-1_rpm): a lifecycle event still runs after 120 s [command …]
+      Do: repeat by hand when what runs there has ended.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_an_unreachable_instance() {
+    let mail = mail(|host| {
+        host.ping = "ConnectionLost".to_owned();
+        host.last_ping = -7_200.0;
+    })
+    .await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unreachable
+
+    WARNING unreachable:
+      i-00000000000000002 (web-2): Systems Manager: ConnectionLost, offline since 2026-02-17T07:14:05Z
+      Do: check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, then repeat by hand; or terminate the instance.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_an_undelivered_instance() {
+    let mail = mail(|host| host.offline = true).await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 undelivered
+
+    WARNING undelivered:
+      i-00000000000000002 (web-2): not delivered 150 s after it was sent [command …]
+      Do: check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, then repeat by hand; or terminate the instance.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_timed_out_instance() {
+    let mail = mail(|host| host.agent.fault = Some(AgentFault::Hangs)).await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 timed-out
+
+    WARNING timed-out:
+      i-00000000000000002 (web-2): the document did not end in time; Systems Manager killed it [command …]
+      Do: look at the agent on the instance: it may be down.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_cancelled_instance() {
+    let mail = mail(|host| host.answer = answer("Cancelled", "Cancelled")).await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 cancelled, 2 restarted
+
+    WARNING cancelled:
+      i-00000000000000002 (web-2): the command was cancelled [command …]
+      Do: find out who cancelled it, then repeat by hand.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_an_unfinished_instance() {
+    let mail = mail(|host| host.answer = answer("InProgress", "InProgress")).await;
+    insta::assert_snapshot!(mail, @r#"
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unfinished
+
+    WARNING unfinished:
+      i-00000000000000002 (web-2): sent, no result yet [command …]
+      Do: see the command's result in Systems Manager, Run Command; then repeat by hand.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_instances_that_were_held_back() {
+    let story = Story::of(3)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("MAX_ERRORS", "0")
+        .given(|state| state.host(&id(1)).agent.fault = Some(AgentFault::AgentUnhealthy));
+    story.run().await;
+    let mail = story.body("email");
+    let section = mail.split("held-back:").nth(1).expect("a section");
+    insta::assert_snapshot!(section, @r#"
+
+      i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: restarts that had failed: 1, MAX_ERRORS allows 0
+      i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: restarts that had failed: 1, MAX_ERRORS allows 0
+      Do: remove the cause, then repeat by hand.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_when_everybody_is_fine() {
+    let story = Story::of(6)
+        .setting("NOTIFY_ON", "always")
+        .setting("MIN_MEMORY_MIB", "60")
+        .given(|state| {
+            state.host(&id(1)).agent.running = false;
+            state.host(&id(2)).agent.memory_kib = 30_000;
+            *state.lifecycle(&id(3)) = "Pending:Wait".to_owned();
+            state.host(&id(4)).agent.started_at = 0.0;
+            state.host(&id(4)).agent.memory_kib = 80_000;
+        });
+    let told = story.run().await;
+    assert_eq!(
+        told.counts(),
+        &json!({"already-restarted": 1, "below-threshold": 1, "restarted": 2, "skipped": 1, "started": 1})
+    );
+    insta::assert_snapshot!(story.body("email"), @r#"
+    OK: all 6 CodeDeploy agents are fine after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_problem() {
+    let story = Story::of(2).given(|state| {
+        state.faults.push(sim::Fault {
+            operation: "GetDeploymentGroup".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            message: Some("User is not authorized to perform this action".to_owned()),
+            times: 100,
+            ..sim::Fault::default()
+        });
+    });
+    story.run().await;
+    insta::assert_snapshot!(story.body("email"), @r#"
+    WARNING: not every CodeDeploy agent could be treated after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5
+
+    Problem in step fleet: AccessDeniedException: codedeploy:GetDeploymentGroup (deployment group my-application/my-deployment-group): User is not authorized to perform this action
+      Do: allow codedeploy:GetDeploymentGroup on deployment group my-application/my-deployment-group in the function's role.
+
+    Repeat by hand (leaves agents alone that are fresh by now):
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+    "#);
+}

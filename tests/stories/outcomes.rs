@@ -1,0 +1,244 @@
+//! What the end of an invocation means.
+
+use serde_json::json;
+use sim::{AgentFault, Answer};
+
+use crate::support::{Story, Told, id};
+
+/// One instance, of which Systems Manager reports this verbatim.
+async fn answered(status: &str, details: &str, output: Option<&str>, code: i64) -> (Story, Told) {
+    let story = Story::of(1).given(|state| {
+        state.host(&id(1)).answer = Some(Answer {
+            status: status.to_owned(),
+            status_details: Some(details.to_owned()),
+            output: output.map(str::to_owned),
+            response_code: Some(code),
+        });
+    });
+    let told = story.run().await;
+    (story, told)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_result_of_the_document_has_its_outcome_and_severity() {
+    use AgentFault::{
+        AgentDown, AgentUnhealthy, Draining, NotRoot, OldAgentSurvived, PreflightFailed,
+        ServiceManagerFailed,
+    };
+    for (fault, outcome, severity, code) in [
+        (NotRoot, "failed", "warning", 11),
+        (PreflightFailed, "failed", "warning", 12),
+        (ServiceManagerFailed, "failed", "critical", 30),
+        (OldAgentSurvived, "failed", "warning", 31),
+        (AgentDown, "failed", "critical", 32),
+        (AgentUnhealthy, "failed", "warning", 33),
+        (Draining, "busy", "warning", 34),
+    ] {
+        let story = Story::of(2).given(|state| {
+            let agent = &mut state.host(&id(2)).agent;
+            agent.fault = Some(fault);
+            if fault == Draining {
+                // It begins after the quiet looks, while the restart is under way.
+                agent.busy = vec![[12.0, 400.0]];
+            }
+        });
+        let told = story.run().await;
+        let row = told.attention(&id(2));
+        assert_eq!(row["outcome"], outcome, "{fault:?}: {row:#}");
+        assert_eq!(row["severity"], severity, "{fault:?}");
+        let detail = row["detail"].as_str().expect("text");
+        assert!(
+            detail.contains(&format!("code {code}")),
+            "{fault:?}: {detail}"
+        );
+        assert!(row["commandId"].as_str().is_some_and(|id| id.len() == 36));
+        assert_eq!(told.answer["severity"], severity);
+        assert_eq!(told.answer["result"], "attention");
+        assert_eq!(told.counts()["restarted"], 1);
+        assert_eq!(story.message().attributes["severity"]["Value"], severity);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_not_installed_is_a_failure() {
+    let story = Story::of(1).given(|state| state.host(&id(1)).agent.installed = false);
+    let told = story.run().await;
+    let detail = told.attention(&id(1))["detail"].to_string();
+    assert!(detail.contains("not-installed (code 10"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_was_down_is_started() {
+    let story = Story::of(1).given(|state| {
+        let agent = &mut state.host(&id(1)).agent;
+        agent.running = false;
+        agent.memory_kib = 0;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"started": 1}));
+    assert!(story.world.with(|state| state.host(&id(1)).agent.running));
+    assert!(story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_below_the_threshold_is_left_alone() {
+    let story = Story::of(2)
+        .setting("MIN_MEMORY_MIB", "100")
+        .given(|state| {
+            state.host(&id(1)).agent.memory_kib = 99 * 1024;
+        });
+    let told = story.run().await;
+    assert_eq!(
+        told.counts(),
+        &json!({"below-threshold": 1, "restarted": 1})
+    );
+    let restarts = story
+        .world
+        .with(|state| state.host(&id(1)).agent.restarts.len());
+    assert_eq!(restarts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_lifecycle_event_is_waited_for_and_a_long_one_is_busy() {
+    let story = Story::of(2).given(|state| {
+        state.host(&id(1)).agent.busy = vec![[-10.0, 60.0]];
+        state.host(&id(2)).agent.busy = vec![[-10.0, 600.0]];
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 1}));
+    let detail = told.attention(&id(2))["detail"].to_string();
+    assert!(detail.contains("busy (code 20"), "{detail}");
+    story.world.with(|state| {
+        assert!(state.host(&id(1)).agent.started_at > 60.0);
+        assert!(state.host(&id(2)).agent.restarts.is_empty());
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_update_is_busy() {
+    let story = Story::of(1).given(|state| state.host(&id(1)).agent.updates = vec![[-10.0, 600.0]]);
+    let told = story.run().await;
+    let row = told.attention(&id(1));
+    assert_eq!(row["outcome"], "busy");
+    assert!(
+        row["detail"].to_string().contains("update-running"),
+        "{row}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_that_never_ends_is_timed_out() {
+    let story =
+        Story::of(2).given(|state| state.host(&id(1)).agent.fault = Some(AgentFault::Hangs));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1, "timed-out": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_windows_instance_answers_through_the_other_step() {
+    let story = Story::of(2).given(|state| {
+        for n in 1..=2 {
+            state.host(&id(n)).platform = "Windows".to_owned();
+        }
+        state.host(&id(2)).agent.fault = Some(AgentFault::AgentDown);
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"failed": 1, "restarted": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_platform_that_skips_both_steps_is_no_success() {
+    let story = Story::of(1).given(|state| state.host(&id(1)).platform = "MacOS".to_owned());
+    let told = story.run().await;
+    let row = told.attention(&id(1));
+    assert_eq!(row["outcome"], "failed", "{row:#}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_is_not_the_document_s_line_is_a_failure_that_shows_it() {
+    let restarted = r#"{"agentRestart":1,"result":"restarted","code":0,"agentVersion":"v","memoryBeforeKiB":1,"memoryAfterKiB":1,"seconds":1,"detail":""}"#;
+    let cut = &restarted[..60];
+    for (status, output, code, shown) in [
+        ("Success", "done", 0, "done"),
+        ("Success", "", 0, "(no output)"),
+        ("Failed", "sh: 1: not found", 127, "sh: 1: not found"),
+        ("Success", cut, 0, "no valid JSON"),
+        (
+            "Success",
+            &restarted.replace(":1,\"result", ":2,\"result"),
+            0,
+            "version 2",
+        ),
+        (
+            "Success",
+            &restarted.replace("restarted", "rebooted"),
+            0,
+            "rebooted",
+        ),
+        (
+            "Success",
+            &restarted.replace("\"code\":0", "\"code\":33"),
+            33,
+            "code 33",
+        ),
+        ("Success", restarted, 1, "exit code 1"),
+        ("Failed", restarted, 0, "Systems Manager says Failed"),
+        (
+            "Success",
+            &restarted.replace("\"code\":0", "\"code\":\"0\""),
+            0,
+            "no valid JSON",
+        ),
+    ] {
+        let (story, told) = answered(status, status, Some(output), code).await;
+        let row = told.attention(&id(1));
+        assert_eq!(row["outcome"], "failed", "{output}");
+        let detail = row["detail"].as_str().expect("text");
+        assert!(detail.contains(shown), "{detail:?} should show {shown:?}");
+        assert!(story.body("email").contains(shown));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_found_behind_other_output() {
+    let output = "a banner of the shell\n{\"agentRestart\":1,\"result\":\"restarted\",\"code\":0,\"agentVersion\":\"v\",\"memoryBeforeKiB\":9,\"memoryAfterKiB\":4,\"seconds\":1,\"detail\":\"\"}\n";
+    let (_, told) = answered("Success", "Success", Some(output), 0).await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_end_without_output_has_its_outcome_however_it_is_spelt() {
+    for (status, details, outcome) in [
+        ("TimedOut", "DeliveryTimedOut", "undelivered"),
+        ("TimedOut", "Delivery Timed Out", "undelivered"),
+        ("Failed", "Undeliverable", "undelivered"),
+        ("Cancelled", "Terminated", "undelivered"),
+        ("Failed", "Terminated", "undelivered"),
+        ("Failed", "AccessDenied", "undelivered"),
+        ("Failed", "InvalidPlatform", "undelivered"),
+        ("TimedOut", "ExecutionTimedOut", "timed-out"),
+        ("TimedOut", "Execution Timed Out", "timed-out"),
+        ("TimedOut", "SomethingNew", "timed-out"),
+        ("Cancelled", "Cancelled", "cancelled"),
+        ("Cancelled", "Canceled", "cancelled"),
+        ("Failed", "SomethingNew", "failed"),
+        ("Success", "SomethingNew", "failed"),
+    ] {
+        let (story, told) = answered(status, details, None, -1).await;
+        let row = told.attention(&id(1));
+        assert_eq!(row["outcome"], outcome, "{status}/{details}");
+        if details == "SomethingNew" && outcome == "failed" {
+            assert!(row["detail"].to_string().contains(details), "{row}");
+        }
+        assert_eq!(story.message().attributes["result"]["Value"], "attention");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_status_is_no_end_and_never_a_success() {
+    let (story, told) = answered("Meditating", "Meditating", None, 0).await;
+    let row = told.attention(&id(1));
+    assert_eq!(row["outcome"], "unfinished");
+    assert!(row["commandId"].is_string());
+    assert!(!story.silent());
+}
