@@ -1,0 +1,727 @@
+//! A host under the document's contract.
+//!
+//! Each invocation of a command is a run: a small state machine that is woken at a moment of its own
+//! choice and decides again by what the data says then, so that what a test changes in between counts.
+//! The moments stand in one queue, ordered by time and then by the order of sending.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::state::{Agent, AgentFault, DocumentKind, Host, Invocation, State};
+
+/// Seconds between two tries to deliver to a host that does not pick commands up.
+const DELIVERY_RETRY: f64 = 1.0;
+/// Quiet looks in a row that the script asks for, and the seconds between them.
+const QUIET_LOOKS: u32 = 3;
+const LOOK_EVERY: f64 = 2.0;
+/// Seconds that a master and its poller must stand to be called stable.
+const STABLE: f64 = 12.0;
+/// Seconds after which the script stops waiting for the service manager.
+const RESTART_LIMIT: f64 = 150.0;
+/// Seconds that a start takes where no agent ran: there is no long poll to wait for.
+const START: f64 = 3.0;
+/// Seconds until a failing service manager says so.
+const SERVICE_MANAGER_FAILS: f64 = 4.0;
+/// Seconds that draining lasts beyond the script's patience where the data names no busy period.
+const DRAINING_BEYOND: f64 = 60.0;
+/// Execution time-outs outside this range silently become an hour (SSM agent).
+const EXECUTION_TIMEOUT: (f64, f64) = (5.0, 172_800.0);
+const EXECUTION_TIMEOUT_OTHERWISE: f64 = 3600.0;
+/// Bytes of output that SSM keeps of a step.
+pub(crate) const OUTPUT_LIMIT: usize = 2500;
+/// Bytes of the script's line.
+const LINE_LIMIT: usize = 1000;
+/// What stands between standard output and standard error.
+const ERROR_SEPARATOR: &str = "\n----------ERROR-------\n";
+
+/// What the function asks of the script, read from the document's parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Order {
+    pub(crate) triggered_at: f64,
+    pub(crate) sent_at: f64,
+    pub(crate) busy_wait: f64,
+    pub(crate) min_memory_mib: u64,
+    pub(crate) execution_timeout: f64,
+}
+
+/// An invocation that is to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    pub(crate) region: String,
+    pub(crate) command: String,
+    pub(crate) instance: String,
+    pub(crate) document: DocumentKind,
+    pub(crate) order: Order,
+    pub(crate) sent: f64,
+    pub(crate) delivery_timeout: f64,
+    pub(crate) delivery: f64,
+}
+
+/// Everything that is under way on hosts.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    speed: f64,
+    queue: BTreeSet<(i64, u64)>,
+    open: BTreeMap<u64, Run>,
+    /// Who holds a host's lock, by region and instance.
+    locks: BTreeMap<(String, String), u64>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Run {
+    start: Start,
+    phase: Phase,
+    wake: i64,
+    /// When the script began.
+    began: f64,
+    /// Memory before the restart, in KiB.
+    memory_before: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Undelivered,
+    /// Something that only the execution time-out ends.
+    Hanging,
+    /// The foreign document does whatever it does.
+    Elsewhere,
+    WaitingForLock,
+    /// The agent is to be left alone; its health is being proven.
+    Proving {
+        result: &'static str,
+        master: f64,
+    },
+    Looking {
+        quiet: u32,
+    },
+    /// The service manager works until `done`; the script until then or its limit.
+    Restarting {
+        done: f64,
+        began: f64,
+        was_running: bool,
+    },
+    /// A new master must stand.
+    Stabilising {
+        was_running: bool,
+    },
+    /// The script has ended, and the restart has not.
+    Draining,
+}
+
+/// The outcome of a script.
+struct Verdict {
+    code: i64,
+    result: &'static str,
+    detail: String,
+}
+
+impl Verdict {
+    fn new(code: i64, result: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            result,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// What a run does next.
+enum Next {
+    Wake(f64),
+    End,
+}
+
+/// The script's one line; the fields stand in the contract's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    agent_restart: u8,
+    result: &'a str,
+    code: i64,
+    agent_version: &'a str,
+    #[serde(rename = "memoryBeforeKiB")]
+    memory_before: u64,
+    #[serde(rename = "memoryAfterKiB")]
+    memory_after: u64,
+    seconds: i64,
+    detail: &'a str,
+}
+
+impl Runs {
+    pub(crate) fn new(speed: f64) -> Self {
+        Self {
+            speed,
+            queue: BTreeSet::new(),
+            open: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            next: 0,
+        }
+    }
+
+    /// A duration of the world in seconds of its clock.
+    fn hastened(&self, seconds: f64) -> f64 {
+        seconds / self.speed
+    }
+
+    /// Begins an invocation; it is delivered later.
+    pub(crate) fn begin(&mut self, start: Start) {
+        let id = self.next;
+        self.next += 1;
+        let at = start.sent + self.hastened(start.delivery);
+        let run = Run {
+            start,
+            phase: Phase::Undelivered,
+            wake: 0,
+            began: 0.0,
+            memory_before: 0,
+        };
+        self.put(id, run, at);
+    }
+
+    /// Lets everything happen that is due by `to`.
+    pub(crate) fn advance(&mut self, state: &mut State, to: f64) {
+        while let Some(&(at, id)) = self.queue.first() {
+            if at > micros(to) {
+                break;
+            }
+            self.queue.pop_first();
+            if self.open.get(&id).is_some_and(|run| run.wake == at) {
+                self.step(id, seconds(at), state);
+            }
+        }
+    }
+
+    fn put(&mut self, id: u64, mut run: Run, at: f64) {
+        run.wake = micros(at);
+        self.queue.insert((run.wake, id));
+        self.open.insert(id, run);
+    }
+
+    fn step(&mut self, id: u64, now: f64, state: &mut State) {
+        let Some(mut run) = self.open.remove(&id) else {
+            return;
+        };
+        match self.decide(id, &mut run, now, state) {
+            Next::Wake(at) => {
+                let limit = self.limit(&run);
+                self.put(id, run, at.min(limit).max(now));
+            }
+            Next::End => self.release(id, &run, now),
+        }
+    }
+
+    /// When SSM ends the run, whatever it is doing.
+    fn limit(&self, run: &Run) -> f64 {
+        match run.phase {
+            Phase::Undelivered => {
+                let total = run.start.delivery_timeout + execution_timeout(&run.start.order);
+                run.start.sent + self.hastened(total)
+            }
+            Phase::Draining => f64::INFINITY,
+            _ => run.began + self.hastened(execution_timeout(&run.start.order)),
+        }
+    }
+
+    /// Frees the host's lock and wakes whoever waits for it.
+    fn release(&mut self, id: u64, run: &Run, now: f64) {
+        let key = (run.start.region.clone(), run.start.instance.clone());
+        if self.locks.get(&key) != Some(&id) {
+            return;
+        }
+        self.locks.remove(&key);
+        let waiting: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, other)| other.phase == Phase::WaitingForLock)
+            .filter(|(_, other)| other.start.region == key.0 && other.start.instance == key.1)
+            .map(|(id, _)| *id)
+            .collect();
+        for waiter in waiting {
+            if let Some(run) = self.open.remove(&waiter) {
+                self.put(waiter, run, now);
+            }
+        }
+    }
+
+    fn decide(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        if run.phase == Phase::Draining {
+            if let Some(host) = host(state, run) {
+                replace_agent(&mut host.agent, now);
+            }
+            return Next::End;
+        }
+        if run.phase == Phase::Undelivered {
+            return self.deliver(id, run, now, state);
+        }
+        if micros(now) >= micros(self.limit(run)) {
+            return self.killed(id, run, now, state);
+        }
+        let Some(host) = host(state, run).filter(|host| picks_up(host)) else {
+            // The machine went away in mid-run: nobody reports until SSM's time-out.
+            return Next::Wake(f64::INFINITY);
+        };
+        match run.phase {
+            Phase::Elsewhere => {
+                end(
+                    state,
+                    run,
+                    now,
+                    "Success",
+                    "Success",
+                    0,
+                    "foreign document: nothing to say\n".to_owned(),
+                );
+                Next::End
+            }
+            Phase::WaitingForLock => self.lock(id, run, now, state),
+            Phase::Proving { result, master } => {
+                let verdict = proof(&host.agent, master, result);
+                self.finish(run, now, state, verdict)
+            }
+            Phase::Looking { quiet } => self.look(run, quiet, now, state),
+            Phase::Restarting {
+                done,
+                began,
+                was_running,
+            } => self.restarted(id, run, (done, began, was_running), now, state),
+            Phase::Stabilising { was_running } => {
+                let verdict = proof(
+                    &host.agent,
+                    host.agent.started_at,
+                    if was_running { "restarted" } else { "started" },
+                );
+                self.finish(run, now, state, verdict)
+            }
+            Phase::Hanging | Phase::Undelivered | Phase::Draining => Next::Wake(f64::INFINITY),
+        }
+    }
+
+    fn deliver(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        if micros(now) >= micros(self.limit(run)) {
+            end(
+                state,
+                run,
+                now,
+                "TimedOut",
+                "DeliveryTimedOut",
+                -1,
+                String::new(),
+            );
+            return Next::End;
+        }
+        let Some(host) = host(state, run).filter(|host| picks_up(host) && host.answer.is_none())
+        else {
+            return Next::Wake(now + self.hastened(DELIVERY_RETRY));
+        };
+        let (platform, agent) = (host.platform.clone(), host.agent.clone());
+        run.began = now;
+        if let Some(invocation) = invocation(state, run) {
+            invocation.status = "InProgress".to_owned();
+            invocation.status_details = "InProgress".to_owned();
+            invocation.began_at = Some(now);
+        }
+        if run.start.document == DocumentKind::Foreign {
+            run.phase = Phase::Elsewhere;
+            return Next::Wake(now + self.hastened(1.0));
+        }
+        if !matches!(platform.as_str(), "Linux" | "Windows") {
+            // Both steps are skipped, which SSM calls a success.
+            end(state, run, now, "Success", "Success", 0, String::new());
+            return Next::End;
+        }
+        match agent.fault {
+            Some(AgentFault::Hangs) => {
+                run.phase = Phase::Hanging;
+                Next::Wake(f64::INFINITY)
+            }
+            Some(AgentFault::NotRoot) => self.finish(
+                run,
+                now,
+                state,
+                Verdict::new(11, "not-root", "the script runs as uid 1001, not as root"),
+            ),
+            _ if !agent.installed => self.finish(
+                run,
+                now,
+                state,
+                Verdict::new(10, "not-installed", "no agent in /opt/codedeploy-agent"),
+            ),
+            _ => self.lock(id, run, now, state),
+        }
+    }
+
+    /// SSM kills the script at the execution time-out; a restart that was ordered goes on without it.
+    fn killed(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        end(
+            state,
+            run,
+            now,
+            "TimedOut",
+            "ExecutionTimedOut",
+            -1,
+            String::new(),
+        );
+        match run.phase {
+            Phase::Restarting { done, .. } => self.leave_draining(id, run, now, done),
+            _ => Next::End,
+        }
+    }
+
+    fn leave_draining(&mut self, id: u64, run: &mut Run, now: f64, done: f64) -> Next {
+        self.release(id, run, now);
+        run.phase = Phase::Draining;
+        Next::Wake(done)
+    }
+
+    /// Takes the host's lock or waits for it within the script's patience, then decides.
+    fn lock(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let key = (run.start.region.clone(), run.start.instance.clone());
+        let patience = run.began + self.hastened(run.start.order.busy_wait);
+        if self.locks.contains_key(&key) {
+            if micros(now) >= micros(patience) {
+                let detail = format!(
+                    "another restart held the lock for {} s",
+                    run.start.order.busy_wait
+                );
+                return self.finish(run, now, state, Verdict::new(22, "restart-running", detail));
+            }
+            run.phase = Phase::WaitingForLock;
+            return Next::Wake(patience);
+        }
+        self.locks.insert(key, id);
+        self.choose(run, now, state)
+    }
+
+    /// What this host needs, decided under the lock.
+    fn choose(&mut self, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
+            return Next::End;
+        };
+        if agent.fault == Some(AgentFault::PreflightFailed) {
+            let detail = "codedeploy-agent status exits 1: a new agent would not start; this one is left alone";
+            return self.finish(
+                run,
+                now,
+                state,
+                Verdict::new(12, "preflight-failed", detail),
+            );
+        }
+        let order = run.start.order;
+        let left_alone = if !agent.running {
+            None
+        } else if run.began - agent.started_at <= order.sent_at - order.triggered_at {
+            Some("already-restarted")
+        } else if agent.memory_kib < order.min_memory_mib.saturating_mul(1024) {
+            Some("below-threshold")
+        } else {
+            None
+        };
+        match left_alone {
+            Some(result) => {
+                run.memory_before = agent.memory_kib;
+                run.phase = Phase::Proving {
+                    result,
+                    master: agent.started_at,
+                };
+                Next::Wake(now + self.hastened(STABLE))
+            }
+            None => self.look(run, 0, now, state),
+        }
+    }
+
+    /// Looks whether the host is quiet; three such looks in a row let the restart begin.
+    fn look(&mut self, run: &mut Run, quiet: u32, now: f64, state: &mut State) -> Next {
+        let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
+            return Next::End;
+        };
+        let (busy, updating) = (within(&agent.busy, now), within(&agent.updates, now));
+        if !busy && !updating {
+            if quiet + 1 >= QUIET_LOOKS {
+                return self.order_restart(run, now, state);
+            }
+            run.phase = Phase::Looking { quiet: quiet + 1 };
+            return Next::Wake(now + self.hastened(LOOK_EVERY));
+        }
+        let patience = run.began + self.hastened(run.start.order.busy_wait);
+        if micros(now) < micros(patience) {
+            run.phase = Phase::Looking { quiet: 0 };
+            return Next::Wake((now + self.hastened(LOOK_EVERY)).min(patience));
+        }
+        let waited = run.start.order.busy_wait;
+        let verdict = if busy {
+            Verdict::new(
+                20,
+                "busy",
+                format!("a lifecycle event still runs after {waited} s"),
+            )
+        } else {
+            Verdict::new(
+                21,
+                "update-running",
+                format!("a package manager still runs after {waited} s"),
+            )
+        };
+        self.finish(run, now, state, verdict)
+    }
+
+    fn order_restart(&mut self, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
+            return Next::End;
+        };
+        run.memory_before = if agent.running { agent.memory_kib } else { 0 };
+        let limit = now + self.hastened(RESTART_LIMIT);
+        let done = match agent.fault {
+            Some(AgentFault::ServiceManagerFailed) => now + self.hastened(SERVICE_MANAGER_FAILS),
+            Some(AgentFault::Draining) if agent.running => {
+                drained(&agent.busy, now).unwrap_or(limit + self.hastened(DRAINING_BEYOND))
+            }
+            _ if agent.running => now + self.hastened(agent.restart_seconds),
+            _ => now + self.hastened(START),
+        };
+        run.phase = Phase::Restarting {
+            done,
+            began: now,
+            was_running: agent.running,
+        };
+        Next::Wake(done.min(limit))
+    }
+
+    /// The service manager is done, or the script's patience with it is.
+    fn restarted(
+        &mut self,
+        id: u64,
+        run: &mut Run,
+        ordered: (f64, f64, bool),
+        now: f64,
+        state: &mut State,
+    ) -> Next {
+        let (done, began, was_running) = ordered;
+        if micros(now) < micros(done) {
+            if micros(now) < micros(began + self.hastened(RESTART_LIMIT)) {
+                return Next::Wake(done.min(began + self.hastened(RESTART_LIMIT)));
+            }
+            let detail = format!(
+                "the old agent still drains after {RESTART_LIMIT} s; the restart completes by itself"
+            );
+            self.finish(run, now, state, Verdict::new(34, "draining", detail));
+            return self.leave_draining(id, run, now, done);
+        }
+        let Some(host) = host(state, run) else {
+            return Next::End;
+        };
+        match host.agent.fault {
+            Some(AgentFault::ServiceManagerFailed) => {
+                stop_agent(&mut host.agent);
+                let detail = "systemctl restart codedeploy-agent exits 1: start request repeated too quickly";
+                return self.finish(
+                    run,
+                    now,
+                    state,
+                    Verdict::new(30, "service-manager-failed", detail),
+                );
+            }
+            Some(AgentFault::AgentDown) => stop_agent(&mut host.agent),
+            Some(AgentFault::OldAgentSurvived) if was_running => {}
+            _ => replace_agent(&mut host.agent, now),
+        }
+        run.phase = Phase::Stabilising { was_running };
+        Next::Wake(now + self.hastened(STABLE))
+    }
+
+    /// Prints the script's line and ends the invocation; the run ends with it.
+    fn finish(&self, run: &Run, now: f64, state: &mut State, verdict: Verdict) -> Next {
+        let Some(host) = host(state, run) else {
+            return Next::End;
+        };
+        let end_of_line = if host.platform == "Windows" {
+            "\r\n"
+        } else {
+            "\n"
+        };
+        let memory_now = if host.agent.running {
+            host.agent.memory_kib
+        } else {
+            0
+        };
+        let version = if host.agent.installed {
+            host.agent.version.clone()
+        } else {
+            String::new()
+        };
+        let touched = matches!(verdict.code, 0 | 30..=34);
+        let line = Line {
+            agent_restart: 1,
+            result: verdict.result,
+            code: verdict.code,
+            agent_version: &ascii(&version),
+            memory_before: if touched {
+                run.memory_before
+            } else {
+                memory_now
+            },
+            memory_after: memory_now,
+            seconds: whole((now - run.began) * self.speed),
+            detail: &ascii(&verdict.detail),
+        };
+        let mut stdout = serde_json::to_string(&line).unwrap_or_default();
+        stdout.truncate(LINE_LIMIT);
+        stdout.push_str(end_of_line);
+        let output = step_output(&stdout, verdict.code);
+        let status = if verdict.code == 0 {
+            "Success"
+        } else {
+            "Failed"
+        };
+        end(state, run, now, status, status, verdict.code, output);
+        Next::End
+    }
+}
+
+/// What SSM shows of a step: standard output and error in 2,500 bytes.
+fn step_output(stdout: &str, code: i64) -> String {
+    if code == 0 {
+        return truncated(stdout);
+    }
+    truncated(&format!(
+        "{stdout}{ERROR_SEPARATOR}failed to run commands: exit status {code}"
+    ))
+}
+
+/// At most 2,500 bytes, cut where a character ends.
+pub(crate) fn truncated(text: &str) -> String {
+    text[..text.floor_char_boundary(OUTPUT_LIMIT)].to_owned()
+}
+
+/// The proof that an agent is healthy: one master, the one that was met, and a poller that stays.
+fn proof(agent: &Agent, master: f64, result: &'static str) -> Verdict {
+    if !agent.running {
+        return Verdict::new(32, "agent-down", "no master process runs");
+    }
+    if agent.fault == Some(AgentFault::AgentUnhealthy) {
+        return Verdict::new(33, "agent-unhealthy", "poller restarts every 5 s");
+    }
+    let restarted = matches!(result, "restarted" | "started");
+    if restarted && agent.fault == Some(AgentFault::OldAgentSurvived) {
+        return Verdict::new(
+            31,
+            "old-agent-survived",
+            "the old master still runs after the restart",
+        );
+    }
+    if (agent.started_at - master).abs() > f64::EPSILON {
+        return Verdict::new(
+            33,
+            "agent-unhealthy",
+            "the master was replaced while it was watched",
+        );
+    }
+    Verdict::new(0, result, "")
+}
+
+fn replace_agent(agent: &mut Agent, now: f64) {
+    agent.running = true;
+    agent.started_at = now;
+    agent.memory_kib = agent.fresh_memory_kib;
+    agent.restarts.push(now);
+}
+
+fn stop_agent(agent: &mut Agent) {
+    agent.running = false;
+    agent.memory_kib = 0;
+}
+
+/// Whether the SSM agent there takes commands and reports.
+fn picks_up(host: &Host) -> bool {
+    !host.offline && matches!(host.state.as_str(), "running" | "pending")
+}
+
+fn within(periods: &[[f64; 2]], now: f64) -> bool {
+    periods.iter().any(|[from, to]| *from <= now && now < *to)
+}
+
+/// When the busy period that holds the old agent ends: the first that is not over yet.
+fn drained(busy: &[[f64; 2]], now: f64) -> Option<f64> {
+    busy.iter()
+        .map(|[_, to]| *to)
+        .filter(|to| *to > now)
+        .min_by(f64::total_cmp)
+}
+
+fn execution_timeout(order: &Order) -> f64 {
+    let asked = order.execution_timeout;
+    if (EXECUTION_TIMEOUT.0..=EXECUTION_TIMEOUT.1).contains(&asked) {
+        asked
+    } else {
+        EXECUTION_TIMEOUT_OTHERWISE
+    }
+}
+
+fn host<'a>(state: &'a mut State, run: &Run) -> Option<&'a mut Host> {
+    let region = state.regions.get_mut(&run.start.region)?;
+    region
+        .hosts
+        .iter_mut()
+        .find(|host| host.id == run.start.instance)
+}
+
+fn invocation<'a>(state: &'a mut State, run: &Run) -> Option<&'a mut Invocation> {
+    let region = state.regions.get_mut(&run.start.region)?;
+    let command = region
+        .commands
+        .iter_mut()
+        .find(|command| command.id == run.start.command)?;
+    command
+        .invocations
+        .iter_mut()
+        .find(|invocation| invocation.instance_id == run.start.instance)
+}
+
+fn end(
+    state: &mut State,
+    run: &Run,
+    now: f64,
+    status: &str,
+    details: &str,
+    code: i64,
+    output: String,
+) {
+    let Some(invocation) = invocation(state, run) else {
+        return;
+    };
+    invocation.status = status.to_owned();
+    invocation.status_details = details.to_owned();
+    invocation.ended_at = Some(now);
+    invocation.response_code = code;
+    invocation.output = output;
+}
+
+fn ascii(text: &str) -> String {
+    text.chars()
+        .map(|character| if character.is_ascii() { character } else { '?' })
+        .collect()
+}
+
+/// Whole microseconds, so that times order exactly.
+fn micros(time: f64) -> i64 {
+    whole(time * 1e6)
+}
+
+fn whole(number: f64) -> i64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the cast saturates, and a run lasts hours at most"
+    )]
+    let whole = number.round() as i64;
+    whole
+}
+
+fn seconds(micros: i64) -> f64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "microseconds of a few days are exact"
+    )]
+    let exact = micros as f64;
+    exact / 1e6
+}

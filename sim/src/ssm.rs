@@ -1,0 +1,812 @@
+//! Systems Manager: the inventory, and Run Command as seen from its API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::host::{Order, Start, truncated};
+use crate::service::{Answered, Context, Input, object, page};
+use crate::state::{Answer, Command, DocumentKind, Host, Invocation};
+use crate::wire::{Failure, iso_8601, uuid};
+
+/// Nodes in one page (API_DescribeInstanceInformation).
+const MAX_NODES: (i64, i64) = (5, 50);
+/// Values of one filter (API_InstanceInformationStringFilter).
+const MAX_FILTER_VALUES: usize = 100;
+/// Instance ids in one command (API_SendCommand).
+const MAX_INSTANCE_IDS: usize = 50;
+/// Seconds that a command may wait for its delivery, and the default (API_SendCommand).
+const DELIVERY_TIMEOUT: (i64, i64) = (30, 2_592_000);
+const DELIVERY_TIMEOUT_DEFAULT: i64 = 3600;
+/// Characters of a comment (API_SendCommand).
+const COMMENT_LIMIT: usize = 100;
+/// Invocations in one page (API_ListCommandInvocations).
+const MAX_INVOCATIONS: (i64, i64) = (1, 50);
+/// Characters of a command's id (API_ListCommandInvocations).
+const COMMAND_ID_LENGTH: usize = 36;
+/// The version of the SSM agent on every host.
+const SSM_AGENT: &str = "3.3.3572.0";
+/// Seconds between two pings of an online node.
+const PING_EVERY: f64 = 60.0;
+/// Seconds before the start at which every node was registered.
+const REGISTERED: f64 = -864_000.0;
+/// The document's parameters, each with its default where it has one.
+const PARAMETERS: [(&str, Option<&str>); 5] = [
+    ("triggeredAt", None),
+    ("sentAt", None),
+    ("busyWaitSeconds", Some("120")),
+    ("minMemoryMiB", Some("0")),
+    ("executionTimeoutSeconds", Some("480")),
+];
+/// Digits of a parameter's value.
+const MAX_DIGITS: usize = 10;
+
+pub(crate) fn describe_instance_information(
+    context: &mut Context<'_>,
+    input: &Input<'_>,
+) -> Answered {
+    let size = input.page_size(
+        "MaxResults",
+        MAX_NODES,
+        context.state.page_sizes.instance_information,
+    )?;
+    let filters = inventory_filters(input)?;
+    let region = context.region.to_owned();
+    for (_, values) in filters.iter().filter(|(key, _)| key == "InstanceIds") {
+        for id in values {
+            let rejected = context
+                .here()
+                .hosts
+                .iter()
+                .any(|host| host.id == *id && host.rejected);
+            if rejected || !is_node_id(id) {
+                return Err(invalid_instance(id));
+            }
+        }
+    }
+    let hosts = context.here().hosts.clone();
+    let nodes: Vec<Value> = hosts
+        .iter()
+        .filter(|host| host.managed && !host.rejected && is_node_id(&host.id))
+        .filter(|host| matches!(host.state.as_str(), "running" | "pending" | "stopping"))
+        .filter(|host| {
+            filters
+                .iter()
+                .all(|(key, values)| passes(host, key, values))
+        })
+        .map(|host| node(context, host))
+        .collect();
+    let query = format!("DescribeInstanceInformation {region} {filters:?}");
+    let page = page(nodes, size, input.text("NextToken")?, &query).ok_or_else(invalid_token)?;
+    Ok(object(
+        json!({ "InstanceInformationList": page.items, "NextToken": page.next }),
+    ))
+}
+
+/// Both forms of the filter: the older one writes its members in small letters.
+fn inventory_filters<'a>(input: &Input<'a>) -> Result<Vec<(String, Vec<&'a str>)>, Failure> {
+    let mut filters = Vec::new();
+    for (list, key, values) in [
+        ("Filters", "Key", "Values"),
+        ("InstanceInformationFilterList", "key", "valueSet"),
+    ] {
+        for filter in input.structures(list)? {
+            let Some(name) = filter.text(key)? else {
+                return Err(input.refused(list, "null", "Member must not be null"));
+            };
+            let given = filter.texts(values)?.unwrap_or_default();
+            if given.is_empty() || given.len() > MAX_FILTER_VALUES {
+                let constraint =
+                    format!("Member must have length between 1 and {MAX_FILTER_VALUES}");
+                return Err(input.refused(list, &format!("{} values", given.len()), &constraint));
+            }
+            check_inventory_filter(name, &given)?;
+            filters.push((name.to_owned(), given));
+        }
+    }
+    Ok(filters)
+}
+
+fn check_inventory_filter(key: &str, values: &[&str]) -> Result<(), Failure> {
+    let allowed: &[&str] = match key {
+        "PingStatus" => &["Online", "ConnectionLost", "Inactive"],
+        "PlatformTypes" => &["Windows", "Linux", "MacOS"],
+        "ResourceType" => &["ManagedInstance", "EC2Instance"],
+        "InstanceIds" | "AgentVersion" | "ActivationIds" | "IamRole" | "AssociationStatus" => {
+            return Ok(());
+        }
+        other if other.starts_with("tag:") || other == "tag-key" => return Ok(()),
+        other => {
+            return Err(Failure::new(
+                "InvalidFilterKey",
+                format!("The filter key {other} is not valid"),
+            ));
+        }
+    };
+    match values.iter().find(|value| !allowed.contains(value)) {
+        Some(unknown) => {
+            let message = format!("{unknown} is not a value of the filter {key}");
+            Err(Failure::new(
+                "InvalidInstanceInformationFilterValue",
+                message,
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+fn passes(host: &Host, key: &str, values: &[&str]) -> bool {
+    match key {
+        "InstanceIds" => values.contains(&host.id.as_str()),
+        "PingStatus" => values.contains(&host.ping.as_str()),
+        "PlatformTypes" => values.contains(&host.platform.as_str()),
+        "AgentVersion" => values.contains(&SSM_AGENT),
+        "ResourceType" => values.contains(&"EC2Instance"),
+        // The hosts of this world carry no tags, activations, roles or associations.
+        _ => false,
+    }
+}
+
+fn node(context: &Context<'_>, host: &Host) -> Value {
+    let (platform_name, platform_version) = match host.platform.as_str() {
+        "Windows" => ("Microsoft Windows Server 2022 Datacenter", "10.0.20348"),
+        "MacOS" => ("macOS", "15.1"),
+        _ => ("Amazon Linux", "2023"),
+    };
+    // An online node is heard of once a minute; the others were heard of last when the data says.
+    let missed = if host.ping == "Online" {
+        ((context.at - host.last_ping) / PING_EVERY)
+            .floor()
+            .max(0.0)
+    } else {
+        0.0
+    };
+    Value::Object(object(json!({
+        "InstanceId": host.id,
+        "PingStatus": host.ping,
+        "LastPingDateTime": context.epoch(host.last_ping + missed * PING_EVERY),
+        "AgentVersion": SSM_AGENT,
+        "IsLatestVersion": true,
+        "PlatformType": host.platform,
+        "PlatformName": platform_name,
+        "PlatformVersion": platform_version,
+        "RegistrationDate": context.epoch(REGISTERED),
+        "ResourceType": "EC2Instance",
+        "Name": host.name,
+        "IPAddress": "10.0.3.17",
+        "ComputerName": computer_name(host, context.region),
+        "SourceId": host.id,
+        "SourceType": "AWS::EC2::Instance",
+    })))
+}
+
+fn computer_name(host: &Host, region: &str) -> String {
+    if host.computer_name.is_empty() {
+        format!("{}.{region}.compute.internal", host.id)
+    } else {
+        host.computer_name.clone()
+    }
+}
+
+pub(crate) fn send_command(context: &mut Context<'_>, input: &Input<'_>) -> Answered {
+    let document = document(context, input)?;
+    let version = document_version(input)?;
+    let ids = instance_ids(context, input)?;
+    let timeout = delivery_timeout(input)?;
+    let parameters = parameters(input, document.1)?;
+    let (max_concurrency, max_errors) = (
+        rate(input, "MaxConcurrency", "50")?,
+        rate(input, "MaxErrors", "0")?,
+    );
+    let comment = comment(input)?;
+
+    let (at, lag) = (context.at, context.state.invocation_lag);
+    let number = context.here().commands.len();
+    #[expect(clippy::cast_precision_loss, reason = "at most a month of seconds")]
+    let timeout_seconds = timeout as f64;
+    let command = Command {
+        id: uuid(&format!("command {number} in {}", context.region)),
+        document: document.0,
+        document_version: version,
+        comment,
+        sent_at: at,
+        timeout_seconds,
+        parameters,
+        max_concurrency,
+        max_errors,
+        invocations: ids
+            .iter()
+            .enumerate()
+            .map(|(number, id)| Invocation {
+                instance_id: (*id).to_owned(),
+                // Some appear before the others, so that the list is empty first, and short then.
+                visible_at: at + if number % 2 == 0 { lag } else { lag / 2.0 },
+                ..Invocation::default()
+            })
+            .collect(),
+    };
+    begin(context, &command, document.1);
+    let told = told_command(context, &command, &ids);
+    context.here().commands.push(command);
+    Ok(object(json!({ "Command": told })))
+}
+
+/// The document's name and what it does; a name or an ARN names it.
+fn document(
+    context: &mut Context<'_>,
+    input: &Input<'_>,
+) -> Result<(String, DocumentKind), Failure> {
+    let Some(given) = input.text("DocumentName")? else {
+        return Err(input.refused("DocumentName", "null", "Member must not be null"));
+    };
+    let prefix = format!(
+        "arn:aws:ssm:{}:{}:document/",
+        context.region, context.state.account
+    );
+    let name = given.strip_prefix(&prefix).unwrap_or(given);
+    match context
+        .here()
+        .documents
+        .iter()
+        .find(|document| document.name == name)
+    {
+        Some(document) => Ok((document.name.clone(), document.kind)),
+        None => Err(Failure::new(
+            "InvalidDocument",
+            format!("Document with name {given} does not exist."),
+        )),
+    }
+}
+
+/// Every document of this world has one version.
+fn document_version(input: &Input<'_>) -> Result<String, Failure> {
+    let version = input.text("DocumentVersion")?.unwrap_or("$DEFAULT");
+    if ["$LATEST", "$DEFAULT", "1"].contains(&version) {
+        return Ok(version.to_owned());
+    }
+    Err(Failure::new(
+        "InvalidDocumentVersion",
+        format!("The document has no version {version}"),
+    ))
+}
+
+/// The explicit ids. One that SSM does not know, or whose machine goes away, spoils the whole call.
+fn instance_ids<'a>(context: &mut Context<'_>, input: &Input<'a>) -> Result<Vec<&'a str>, Failure> {
+    let ids = input.texts("InstanceIds")?.unwrap_or_default();
+    if input.has("Targets") {
+        return Err(input.refused(
+            "Targets",
+            "[…]",
+            "the simulation sends to explicit instance ids only",
+        ));
+    }
+    if ids.is_empty() {
+        return Err(invalid_instance(""));
+    }
+    if ids.len() > MAX_INSTANCE_IDS {
+        let constraint =
+            format!("Member must have length less than or equal to {MAX_INSTANCE_IDS}");
+        return Err(input.refused("InstanceIds", &format!("[{}]", ids.join(", ")), &constraint));
+    }
+    if let Some(id) = ids.iter().find(|id| !is_node_id(id)) {
+        let constraint =
+            "Member must satisfy regular expression pattern: (^i-(\\w{8}|\\w{17})$)|(^mi-\\w{17}$)";
+        return Err(input.refused("InstanceIds", id, constraint));
+    }
+    if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
+        return Err(Failure::new(
+            "DuplicateInstanceId",
+            "You can't specify an instance ID more than once.",
+        ));
+    }
+    let spoils = |id: &&&str| {
+        let known = context
+            .state
+            .regions
+            .get(context.region)
+            .into_iter()
+            .flat_map(|region| &region.hosts);
+        let host = known.into_iter().find(|host| host.id == **id);
+        !host.is_some_and(|host| {
+            host.managed
+                && !host.rejected
+                && !matches!(host.state.as_str(), "shutting-down" | "terminated")
+        })
+    };
+    let denied = |id: &&&str| {
+        let known = context
+            .state
+            .regions
+            .get(context.region)
+            .into_iter()
+            .flat_map(|region| &region.hosts);
+        known.into_iter().any(|host| host.id == **id && host.denied)
+    };
+    if let Some(id) = ids.iter().find(denied) {
+        let (region, account) = (context.region, &context.state.account);
+        let message = format!(
+            "User: arn:aws:sts::{account}:assumed-role/restarter/restarter is not authorized to perform: ssm:SendCommand \
+             on resource: arn:aws:ec2:{region}:{account}:instance/{id} because no identity-based policy allows the \
+             ssm:SendCommand action"
+        );
+        return Err(Failure::new("AccessDeniedException", message));
+    }
+    match ids.iter().find(spoils) {
+        // AWS does not say which one it is.
+        Some(_) => Err(Failure::new(
+            "InvalidInstanceId",
+            format!(
+                "Instances [[{}]] not in a valid state for account {}",
+                ids.join(", "),
+                context.state.account
+            ),
+        )),
+        None => Ok(ids),
+    }
+}
+
+fn delivery_timeout(input: &Input<'_>) -> Result<i64, Failure> {
+    let timeout = input
+        .integer("TimeoutSeconds")?
+        .unwrap_or(DELIVERY_TIMEOUT_DEFAULT);
+    if (DELIVERY_TIMEOUT.0..=DELIVERY_TIMEOUT.1).contains(&timeout) {
+        return Ok(timeout);
+    }
+    let constraint = format!(
+        "Member must have value between {} and {}",
+        DELIVERY_TIMEOUT.0, DELIVERY_TIMEOUT.1
+    );
+    Err(input.refused("TimeoutSeconds", &timeout.to_string(), &constraint))
+}
+
+fn comment(input: &Input<'_>) -> Result<String, Failure> {
+    let comment = input.text("Comment")?.unwrap_or_default();
+    if comment.chars().count() > COMMENT_LIMIT {
+        let constraint = format!("Member must have length less than or equal to {COMMENT_LIMIT}");
+        return Err(input.refused("Comment", comment, &constraint));
+    }
+    Ok(comment.to_owned())
+}
+
+/// `10` or `10%`; an error count may be 0. The simulation sends to all at once whatever it says.
+fn rate(input: &Input<'_>, name: &str, default: &str) -> Result<String, Failure> {
+    let text = input.text(name)?.unwrap_or(default);
+    let number: Option<u32> = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    let least = u32::from(name == "MaxConcurrency");
+    let most = if text.ends_with('%') { 100 } else { 9_999_999 };
+    let written = number.is_some_and(|number| format!("{number}") == text.trim_end_matches('%'));
+    if written && number.is_some_and(|number| (least..=most).contains(&number)) && text.len() <= 7 {
+        return Ok(text.to_owned());
+    }
+    Err(input.refused(
+        name,
+        text,
+        "Member must satisfy regular expression pattern: ^([1-9][0-9]*|[1-9][0-9]%|[1-9]%|100%)$",
+    ))
+}
+
+/// Names, and digits as the document's `allowedPattern` wants them.
+fn parameters(
+    input: &Input<'_>,
+    kind: DocumentKind,
+) -> Result<BTreeMap<String, Vec<String>>, Failure> {
+    let given = input.map_of_texts("Parameters")?;
+    let owned = |values: &[&str]| {
+        values
+            .iter()
+            .map(|value| (*value).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let parameters = given
+        .iter()
+        .map(|(name, values)| ((*name).to_owned(), owned(values)))
+        .collect();
+    if kind == DocumentKind::Foreign {
+        return Ok(parameters);
+    }
+    let wrong = |what: String| Err(Failure::new("InvalidParameters", what));
+    for (name, values) in &given {
+        if !PARAMETERS.iter().any(|(known, _)| known == name) {
+            return wrong(format!(
+                "document restart-agent does not support parameters: {name}"
+            ));
+        }
+        let digits = |value: &&str| {
+            (1..=MAX_DIGITS).contains(&value.len())
+                && value.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        if values.len() != 1 || !values.iter().all(digits) {
+            return wrong(format!(
+                "Parameter \"{name}\" does not match allowedPattern: ^[0-9]{{1,10}}$"
+            ));
+        }
+    }
+    for (name, _) in PARAMETERS.iter().filter(|(_, default)| default.is_none()) {
+        if !given.iter().any(|(known, _)| known == name) {
+            return wrong(format!(
+                "document restart-agent has required parameters missing: {name}"
+            ));
+        }
+    }
+    Ok(parameters)
+}
+
+fn begin(context: &mut Context<'_>, command: &Command, document: DocumentKind) {
+    let order = order(&command.parameters);
+    for invocation in &command.invocations {
+        let host = context
+            .state
+            .regions
+            .get(context.region)
+            .and_then(|region| {
+                region
+                    .hosts
+                    .iter()
+                    .find(|host| host.id == invocation.instance_id)
+            });
+        context.runs.begin(Start {
+            region: context.region.to_owned(),
+            command: command.id.clone(),
+            instance: invocation.instance_id.clone(),
+            document,
+            order,
+            sent: context.at,
+            delivery_timeout: command.timeout_seconds,
+            delivery: host.map_or(0.0, |host| host.delivery_seconds),
+        });
+    }
+}
+
+fn order(parameters: &BTreeMap<String, Vec<String>>) -> Order {
+    let number = |wanted: &str| -> u64 {
+        let default = PARAMETERS
+            .iter()
+            .find(|(name, _)| *name == wanted)
+            .and_then(|(_, default)| *default);
+        let given = parameters
+            .get(wanted)
+            .and_then(|values| values.first())
+            .map(String::as_str);
+        given
+            .or(default)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "ten digits are exact")]
+    let seconds = |wanted: &str| number(wanted) as f64;
+    Order {
+        triggered_at: seconds("triggeredAt"),
+        sent_at: seconds("sentAt"),
+        busy_wait: seconds("busyWaitSeconds"),
+        min_memory_mib: number("minMemoryMiB"),
+        execution_timeout: seconds("executionTimeoutSeconds"),
+    }
+}
+
+fn told_command(context: &Context<'_>, command: &Command, ids: &[&str]) -> Value {
+    #[expect(clippy::cast_possible_truncation, reason = "it came from an integer")]
+    let timeout = command.timeout_seconds as i64;
+    json!({
+        "CommandId": command.id,
+        "DocumentName": command.document,
+        "DocumentVersion": command.document_version,
+        "Comment": command.comment,
+        "ExpiresAfter": context.epoch(command.sent_at + command.timeout_seconds),
+        "Parameters": command.parameters,
+        "InstanceIds": ids,
+        "Targets": [],
+        "RequestedDateTime": context.epoch(command.sent_at),
+        "Status": "Pending",
+        "StatusDetails": "Pending",
+        "OutputS3Region": context.region,
+        "OutputS3BucketName": "",
+        "OutputS3KeyPrefix": "",
+        "MaxConcurrency": command.max_concurrency,
+        "MaxErrors": command.max_errors,
+        "TargetCount": ids.len(),
+        "CompletedCount": 0,
+        "ErrorCount": 0,
+        "DeliveryTimedOutCount": 0,
+        "ServiceRole": "",
+        "NotificationConfig": { "NotificationArn": "", "NotificationEvents": [], "NotificationType": "" },
+        "CloudWatchOutputConfig": { "CloudWatchLogGroupName": "", "CloudWatchOutputEnabled": false },
+        "TimeoutSeconds": timeout,
+    })
+}
+
+pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<'_>) -> Answered {
+    let size = input.page_size(
+        "MaxResults",
+        MAX_INVOCATIONS,
+        context.state.page_sizes.command_invocations,
+    )?;
+    let command_id = input.text("CommandId")?;
+    let instance = input.text("InstanceId")?;
+    let details = input.boolean("Details")?.unwrap_or(false);
+    let filters = command_filters(input)?;
+    if let Some(id) = command_id {
+        check_command_id(context, input, id)?;
+    }
+    if let Some(id) = instance.filter(|id| !is_node_id(id)) {
+        return Err(invalid_instance(id));
+    }
+    let commands = context.here().commands.clone();
+    let mut found = Vec::new();
+    for command in commands
+        .iter()
+        .filter(|command| command_id.is_none_or(|id| id == command.id))
+    {
+        for invocation in &command.invocations {
+            let named = instance.is_none_or(|id| id == invocation.instance_id);
+            let seen = seen(context, invocation);
+            if named
+                && invocation.visible_at <= context.at
+                && keeps(context, &filters, command, &seen)
+            {
+                found.push(told_invocation(context, command, &seen, details));
+            }
+        }
+    }
+    let query = format!(
+        "ListCommandInvocations {} {command_id:?} {instance:?} {filters:?}",
+        context.region
+    );
+    let page = page(found, size, input.text("NextToken")?, &query).ok_or_else(invalid_token)?;
+    Ok(object(
+        json!({ "CommandInvocations": page.items, "NextToken": page.next }),
+    ))
+}
+
+fn command_filters<'a>(input: &Input<'a>) -> Result<Vec<(&'a str, &'a str)>, Failure> {
+    input
+        .structures("Filters")?
+        .iter()
+        .map(|filter| {
+            let (key, value) = (
+                filter.text("key")?.unwrap_or_default(),
+                filter.text("value")?.unwrap_or_default(),
+            );
+            if ["InvokedAfter", "InvokedBefore", "Status", "DocumentName"].contains(&key) {
+                return Ok((key, value));
+            }
+            Err(Failure::new(
+                "InvalidFilterKey",
+                format!("The filter key {key} is not valid"),
+            ))
+        })
+        .collect()
+}
+
+fn check_command_id(context: &mut Context<'_>, input: &Input<'_>, id: &str) -> Result<(), Failure> {
+    if id.len() != COMMAND_ID_LENGTH {
+        let constraint = format!("Member must have length {COMMAND_ID_LENGTH}");
+        return Err(input.refused("CommandId", id, &constraint));
+    }
+    if context
+        .here()
+        .commands
+        .iter()
+        .any(|command| command.id == id)
+    {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "InvalidCommandId",
+        format!("There is no command {id}"),
+    ))
+}
+
+/// An invocation as SSM shows it, together with the host it runs on.
+struct Seen {
+    invocation: Invocation,
+    host: Option<Host>,
+    /// Output was given verbatim, or a step has run.
+    steps: bool,
+}
+
+/// Puts the host's verbatim answer, once it is due, in the place of what happened.
+fn seen(context: &Context<'_>, invocation: &Invocation) -> Seen {
+    let mut invocation = invocation.clone();
+    let known = context
+        .state
+        .regions
+        .get(context.region)
+        .into_iter()
+        .flat_map(|region| &region.hosts);
+    let host = known
+        .into_iter()
+        .find(|host| host.id == invocation.instance_id)
+        .cloned();
+    let mut steps = invocation.status_details != "DeliveryTimedOut";
+    if let Some(answer) = host.as_ref().and_then(|host| host.answer.as_ref()) {
+        steps = answer.output.is_some();
+        overrule(&mut invocation, answer, context.at);
+    }
+    Seen {
+        invocation,
+        host,
+        steps,
+    }
+}
+
+fn overrule(invocation: &mut Invocation, answer: &Answer, at: f64) {
+    invocation.status = answer.status.clone();
+    invocation.status_details = answer
+        .status_details
+        .clone()
+        .unwrap_or_else(|| answer.status.clone());
+    invocation.output = truncated(answer.output.as_deref().unwrap_or_default());
+    invocation.response_code = answer
+        .response_code
+        .unwrap_or(match answer.status.as_str() {
+            "Success" => 0,
+            "Failed" => 1,
+            _ => -1,
+        });
+    let open = ["Pending", "InProgress", "Delayed", "Cancelling"].contains(&answer.status.as_str());
+    invocation.began_at = Some(invocation.began_at.unwrap_or(invocation.visible_at.min(at)));
+    invocation.ended_at =
+        (!open).then(|| invocation.ended_at.unwrap_or(invocation.visible_at.min(at)));
+}
+
+fn keeps(context: &Context<'_>, filters: &[(&str, &str)], command: &Command, seen: &Seen) -> bool {
+    filters.iter().all(|(key, value)| {
+        let requested = iso_8601(context.epoch(command.sent_at));
+        match *key {
+            "Status" => seen.invocation.status == *value,
+            "DocumentName" => command.document == *value,
+            "InvokedAfter" => requested.as_str() > *value,
+            _ => requested.as_str() < *value,
+        }
+    })
+}
+
+fn told_invocation(context: &Context<'_>, command: &Command, seen: &Seen, details: bool) -> Value {
+    let invocation = &seen.invocation;
+    let name = seen
+        .host
+        .as_ref()
+        .map(|host| computer_name(host, context.region))
+        .unwrap_or_default();
+    json!({
+        "CommandId": command.id,
+        "InstanceId": invocation.instance_id,
+        "InstanceName": name,
+        "Comment": command.comment,
+        "DocumentName": command.document,
+        "DocumentVersion": command.document_version,
+        "RequestedDateTime": context.epoch(command.sent_at),
+        "Status": invocation.status,
+        "StatusDetails": invocation.status_details,
+        "StandardOutputUrl": "",
+        "StandardErrorUrl": "",
+        "CommandPlugins": if details && seen.steps { plugins(context, command, seen) } else { Vec::new() },
+        "ServiceRole": "",
+        "NotificationConfig": { "NotificationArn": "", "NotificationEvents": [], "NotificationType": "" },
+        "CloudWatchOutputConfig": { "CloudWatchLogGroupName": "", "CloudWatchOutputEnabled": false },
+    })
+}
+
+/// Both steps of the document, the other platform's as a success with a text of SSM's; a foreign document has one.
+fn plugins(context: &Context<'_>, command: &Command, seen: &Seen) -> Vec<Value> {
+    let kind = context
+        .state
+        .regions
+        .get(context.region)
+        .and_then(|region| {
+            region
+                .documents
+                .iter()
+                .find(|document| document.name == command.document)
+        })
+        .map(|document| document.kind)
+        .unwrap_or_default();
+    if kind == DocumentKind::Foreign {
+        return vec![ran(context, "runShellScript", &seen.invocation)];
+    }
+    let platform = seen
+        .host
+        .as_ref()
+        .map_or("Linux", |host| host.platform.as_str());
+    [("linux", "Linux"), ("windows", "Windows")]
+        .into_iter()
+        .map(|(step, wanted)| {
+            if platform == wanted {
+                ran(context, step, &seen.invocation)
+            } else {
+                skipped(context, step, wanted, &seen.invocation)
+            }
+        })
+        .collect()
+}
+
+fn ran(context: &Context<'_>, step: &str, invocation: &Invocation) -> Value {
+    // A step has fewer statuses than an invocation.
+    let status = match invocation.status.as_str() {
+        "Delayed" => "Pending",
+        "Cancelling" => "InProgress",
+        other => other,
+    };
+    let output = invocation.output.as_str();
+    let code = invocation.response_code;
+    let times = (invocation.began_at, invocation.ended_at);
+    plugin(
+        context,
+        step,
+        (status, &invocation.status_details),
+        code,
+        times,
+        output,
+    )
+}
+
+/// The steps run one after the other, so that the skipped one is decided when the invocation ends.
+fn skipped(context: &Context<'_>, step: &str, platform: &str, invocation: &Invocation) -> Value {
+    match invocation.ended_at {
+        Some(ended) => {
+            let output = format!(
+                "Step execution skipped due to unsatisfied preconditions: \
+                 '\"StringEquals\": [platformType, {platform}]'. Step name: {step}"
+            );
+            plugin(
+                context,
+                step,
+                ("Success", "Success"),
+                0,
+                (Some(ended), Some(ended)),
+                &output,
+            )
+        }
+        None => plugin(context, step, ("Pending", "Pending"), -1, (None, None), ""),
+    }
+}
+
+fn plugin(
+    context: &Context<'_>,
+    step: &str,
+    status: (&str, &str),
+    code: i64,
+    times: (Option<f64>, Option<f64>),
+    output: &str,
+) -> Value {
+    Value::Object(object(json!({
+        "Name": step,
+        "Status": status.0,
+        "StatusDetails": status.1,
+        "ResponseCode": code,
+        "ResponseStartDateTime": times.0.map(|time| context.epoch(time)),
+        "ResponseFinishDateTime": times.1.map(|time| context.epoch(time)),
+        "Output": output,
+        "StandardOutputUrl": "",
+        "StandardErrorUrl": "",
+        "OutputS3Region": context.region,
+        "OutputS3BucketName": "",
+        "OutputS3KeyPrefix": "",
+    })))
+}
+
+/// `i-` and 8 or 17 word characters, or `mi-` and 17 (API_SendCommand).
+fn is_node_id(id: &str) -> bool {
+    let word = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let instance = id
+        .strip_prefix("i-")
+        .is_some_and(|rest| matches!(rest.len(), 8 | 17) && word(rest));
+    instance
+        || id
+            .strip_prefix("mi-")
+            .is_some_and(|rest| rest.len() == 17 && word(rest))
+}
+
+fn invalid_instance(id: &str) -> Failure {
+    Failure::new(
+        "InvalidInstanceId",
+        format!("The instance ID {id} is not valid"),
+    )
+}
+
+fn invalid_token() -> Failure {
+    Failure::new("InvalidNextToken", "The specified token isn't valid.")
+}

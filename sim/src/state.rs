@@ -1,0 +1,601 @@
+//! The world as plain data, which is also the format of a world file.
+//!
+//! Every time in it is in seconds relative to the world's start; a negative one lies before it.
+//! Every field has a default, and an unknown field is refused, because a mistyped one would
+//! silently describe another world. `README.md` explains each field.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Seconds in ten days: how long a host's agent has been running unless the data says otherwise.
+const TEN_DAYS: f64 = 864_000.0;
+
+/// Everything there is in one AWS account.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct State {
+    /// The account's twelve digits.
+    pub account: String,
+    /// What each region holds, by its name; any other region is empty.
+    pub regions: BTreeMap<String, Region>,
+    /// The SNS topics of all regions.
+    pub topics: Vec<Topic>,
+    /// Seconds that every call takes.
+    pub latency: f64,
+    /// Seconds before an invocation appears in the list of its command (every second one after half of it).
+    pub invocation_lag: f64,
+    /// How many items one page holds when the caller does not say.
+    pub page_sizes: PageSizes,
+    /// Errors to answer instead of what the world would answer.
+    pub faults: Vec<Fault>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            account: "123456789012".to_owned(),
+            regions: BTreeMap::new(),
+            topics: Vec::new(),
+            latency: 0.05,
+            invocation_lag: 2.0,
+            page_sizes: PageSizes::default(),
+            faults: Vec::new(),
+        }
+    }
+}
+
+/// Default page sizes: small, so that a caller who reads one page only is found out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PageSizes {
+    /// `ListActionExecutions`, at most 100.
+    pub action_executions: usize,
+    /// `ListDeployments`.
+    pub deployments: usize,
+    /// `ListDeploymentTargets`.
+    pub deployment_targets: usize,
+    /// `DescribeAutoScalingGroups`, at most 100.
+    pub auto_scaling_groups: usize,
+    /// `DescribeAutoScalingInstances`, at most 50.
+    pub auto_scaling_instances: usize,
+    /// `DescribeInstanceInformation`, 10 by AWS's own default.
+    pub instance_information: usize,
+    /// `ListCommandInvocations`, at most 50.
+    pub command_invocations: usize,
+}
+
+impl Default for PageSizes {
+    fn default() -> Self {
+        Self {
+            action_executions: 5,
+            deployments: 10,
+            deployment_targets: 10,
+            auto_scaling_groups: 5,
+            auto_scaling_instances: 20,
+            instance_information: 10,
+            command_invocations: 20,
+        }
+    }
+}
+
+/// One region of the account.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Region {
+    /// CodePipeline's pipelines.
+    pub pipelines: Vec<Pipeline>,
+    /// CodeDeploy's deployment groups; an application exists where a group or deployment names it.
+    pub deployment_groups: Vec<DeploymentGroup>,
+    /// CodeDeploy's deployments.
+    pub deployments: Vec<Deployment>,
+    /// Auto Scaling groups.
+    pub auto_scaling_groups: Vec<AutoScalingGroup>,
+    /// Machines, each with its SSM agent and its CodeDeploy agent.
+    pub hosts: Vec<Host>,
+    /// SSM documents.
+    pub documents: Vec<Document>,
+    /// SSM commands, as they arise.
+    pub commands: Vec<Command>,
+}
+
+/// A pipeline and its executions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Pipeline {
+    /// Its name.
+    pub name: String,
+    /// Its executions.
+    pub executions: Vec<Execution>,
+}
+
+/// One execution of a pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Execution {
+    /// A UUID.
+    pub id: String,
+    /// The rows of `ListActionExecutions`.
+    pub actions: Vec<Action>,
+}
+
+/// One row of `ListActionExecutions`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Action {
+    /// The stage's name.
+    pub stage: String,
+    /// The action's name.
+    pub action: String,
+    /// `AWS`, `ThirdParty` or `Custom`.
+    pub owner: String,
+    /// `Deploy`, `Build`, …
+    pub category: String,
+    /// `CodeDeploy`, `S3`, …
+    pub provider: String,
+    /// The status it has from `updatedAt` on; `InProgress` before.
+    pub status: String,
+    /// The region it acts in; the pipeline's own by default.
+    pub region: Option<String>,
+    /// The role it acts under.
+    pub role_arn: Option<String>,
+    /// CodeDeploy's application; without one the row has no configuration.
+    pub application: Option<String>,
+    /// CodeDeploy's deployment group.
+    pub deployment_group: Option<String>,
+    /// The external execution id, which is the deployment's.
+    pub deployment_id: Option<String>,
+    /// When it was last updated.
+    pub updated_at: f64,
+    /// When the row appears in the list; always there by default.
+    pub visible_at: Option<f64>,
+}
+
+impl Default for Action {
+    fn default() -> Self {
+        Self {
+            stage: "Deploy".to_owned(),
+            action: "Deploy".to_owned(),
+            owner: "AWS".to_owned(),
+            category: "Deploy".to_owned(),
+            provider: "CodeDeploy".to_owned(),
+            status: "Succeeded".to_owned(),
+            region: None,
+            role_arn: None,
+            application: None,
+            deployment_group: None,
+            deployment_id: None,
+            updated_at: -5.0,
+            visible_at: None,
+        }
+    }
+}
+
+/// A deployment group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DeploymentGroup {
+    /// The application it belongs to.
+    pub application: String,
+    /// Its name.
+    pub name: String,
+    /// `Server`, `Lambda` or `ECS`.
+    pub compute_platform: String,
+    /// `IN_PLACE` or `BLUE_GREEN`.
+    pub style: String,
+    /// Names of its Auto Scaling groups.
+    pub auto_scaling_groups: Vec<String>,
+    /// Its EC2 tag filters.
+    pub tag_filters: Vec<TagFilter>,
+}
+
+impl Default for DeploymentGroup {
+    fn default() -> Self {
+        Self {
+            application: String::new(),
+            name: String::new(),
+            compute_platform: "Server".to_owned(),
+            style: "IN_PLACE".to_owned(),
+            auto_scaling_groups: Vec::new(),
+            tag_filters: Vec::new(),
+        }
+    }
+}
+
+/// An EC2 tag filter of type `KEY_AND_VALUE`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TagFilter {
+    /// The tag's key.
+    pub key: String,
+    /// The tag's value.
+    pub value: String,
+}
+
+/// A deployment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Deployment {
+    /// `d-` and nine capital letters or digits.
+    pub id: String,
+    /// Its application.
+    pub application: String,
+    /// Its deployment group.
+    pub deployment_group: String,
+    /// `Server`, `Lambda` or `ECS`.
+    pub compute_platform: String,
+    /// Its status; a final one holds from `completedAt` on, and is `InProgress` before.
+    pub status: String,
+    /// `user`, `autoscaling`, `CodeDeployAutoUpdate`, …
+    pub creator: String,
+    /// `IN_PLACE` or `BLUE_GREEN`.
+    pub style: String,
+    /// When it was made; it does not exist before.
+    pub created_at: f64,
+    /// When it ended.
+    pub completed_at: Option<f64>,
+    /// What it deploys to.
+    pub targets: Vec<Target>,
+}
+
+impl Default for Deployment {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            application: String::new(),
+            deployment_group: String::new(),
+            compute_platform: "Server".to_owned(),
+            status: "Succeeded".to_owned(),
+            creator: "user".to_owned(),
+            style: "IN_PLACE".to_owned(),
+            created_at: -60.0,
+            completed_at: None,
+            targets: Vec::new(),
+        }
+    }
+}
+
+/// One target of a deployment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Target {
+    /// An instance id; on-premises machines carry names.
+    pub id: String,
+    /// `Pending`, `InProgress`, `Succeeded`, `Failed`, `Skipped`, `Unknown` or `Ready`.
+    pub status: String,
+    /// `Blue` or `Green`, of a blue/green deployment.
+    pub label: Option<String>,
+    /// Whether the first lifecycle event has started.
+    pub lifecycle_started: bool,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            status: "Succeeded".to_owned(),
+            label: None,
+            lifecycle_started: true,
+        }
+    }
+}
+
+/// An Auto Scaling group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AutoScalingGroup {
+    /// Its name.
+    pub name: String,
+    /// Its present members.
+    pub instances: Vec<Member>,
+}
+
+/// A member of an Auto Scaling group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Member {
+    /// The instance id.
+    pub id: String,
+    /// Its lifecycle state.
+    pub lifecycle: String,
+}
+
+impl Default for Member {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            lifecycle: "InService".to_owned(),
+        }
+    }
+}
+
+/// A machine as Systems Manager knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Host {
+    /// The instance id.
+    pub id: String,
+    /// SSM's name for it, if it has one.
+    pub name: Option<String>,
+    /// Its host name; made from the id when empty.
+    pub computer_name: String,
+    /// `Linux`, `Windows` or `MacOS`.
+    pub platform: String,
+    /// The EC2 state: `pending`, `running`, `stopping`, `stopped`, `shutting-down` or `terminated`.
+    pub state: String,
+    /// Whether Systems Manager manages it.
+    pub managed: bool,
+    /// Whether SSM answers `InvalidInstanceId` for it, wherever it is named.
+    pub rejected: bool,
+    /// Whether the caller may not send to it: `AccessDeniedException` for the whole call, as with a tag condition.
+    pub denied: bool,
+    /// SSM's ping status: `Online`, `ConnectionLost`, `Inactive`, or a word that is still unknown.
+    pub ping: String,
+    /// When SSM heard of it last.
+    pub last_ping: f64,
+    /// Whether it never picks a command up, whatever the ping status says.
+    pub offline: bool,
+    /// Seconds until it picks a command up.
+    pub delivery_seconds: f64,
+    /// Seconds by which its wall clock is ahead. Nothing may depend on it.
+    pub clock_skew: f64,
+    /// Its CodeDeploy agent.
+    pub agent: Agent,
+    /// What SSM reports for it verbatim, in place of what the host does.
+    pub answer: Option<Answer>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            name: None,
+            computer_name: String::new(),
+            platform: "Linux".to_owned(),
+            state: "running".to_owned(),
+            managed: true,
+            rejected: false,
+            denied: false,
+            ping: "Online".to_owned(),
+            last_ping: -3.0,
+            offline: false,
+            delivery_seconds: 1.0,
+            clock_skew: 0.0,
+            agent: Agent::default(),
+            answer: None,
+        }
+    }
+}
+
+/// A host's CodeDeploy agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Agent {
+    /// Whether it is installed.
+    pub installed: bool,
+    /// Its version, as in its version file.
+    pub version: String,
+    /// Whether its master process runs.
+    pub running: bool,
+    /// When its master process started.
+    #[serde(rename = "startedAt")]
+    pub started_at: f64,
+    /// What its processes hold now, in KiB.
+    #[serde(rename = "memoryKiB")]
+    pub memory_kib: u64,
+    /// What they hold after a restart, in KiB.
+    #[serde(rename = "freshMemoryKiB")]
+    pub fresh_memory_kib: u64,
+    /// Seconds that a restart takes, mostly the rest of a long poll.
+    pub restart_seconds: f64,
+    /// Periods `[from, to]` in which a lifecycle event runs.
+    pub busy: Vec<[f64; 2]>,
+    /// Periods `[from, to]` in which a package manager or updater runs.
+    pub updates: Vec<[f64; 2]>,
+    /// What goes wrong on this host.
+    pub fault: Option<AgentFault>,
+    /// When its master process was replaced or started, in order.
+    pub restarts: Vec<f64>,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            installed: true,
+            version: "OFFICIAL_1.8.1-1_rpm".to_owned(),
+            running: true,
+            started_at: -TEN_DAYS,
+            memory_kib: 112_640,
+            fresh_memory_kib: 52_224,
+            restart_seconds: 35.0,
+            busy: Vec::new(),
+            updates: Vec::new(),
+            fault: None,
+            restarts: Vec::new(),
+        }
+    }
+}
+
+/// What goes wrong on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentFault {
+    /// The script does not run as root: 11.
+    NotRoot,
+    /// A new agent would not start, so that the old one is left alone: 12.
+    PreflightFailed,
+    /// The service manager's restart fails and leaves no agent: 30.
+    ServiceManagerFailed,
+    /// The restart is reported and the old master still runs: 31.
+    OldAgentSurvived,
+    /// No master runs after the restart: 32.
+    AgentDown,
+    /// The poller crash-loops, before a restart and after it: 33.
+    AgentUnhealthy,
+    /// The old agent drains until its busy period ends: 34.
+    Draining,
+    /// The script never ends: SSM's execution timeout ends it.
+    Hangs,
+}
+
+/// What SSM reports for a host, verbatim.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Answer {
+    /// The invocation's status, known or not.
+    pub status: String,
+    /// The invocation's status details; the status by default.
+    pub status_details: Option<String>,
+    /// The output of the platform's step; without it no step is listed.
+    pub output: Option<String>,
+    /// The response code of the platform's step; 0 for `Success`, 1 for `Failed`, else -1.
+    pub response_code: Option<i64>,
+}
+
+/// An SSM document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Document {
+    /// Its name; commands may also give its ARN.
+    pub name: String,
+    /// What it does.
+    pub kind: DocumentKind,
+}
+
+/// What a document does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DocumentKind {
+    /// It restarts the agent as the restarter's own document does.
+    #[default]
+    RestartAgent,
+    /// Somebody else's: it accepts any parameter and prints a text of its own.
+    Foreign,
+}
+
+/// A command, as `SendCommand` made it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Command {
+    /// The command's id, 36 characters.
+    pub id: String,
+    /// The document's name.
+    pub document: String,
+    /// The document's version as asked for.
+    pub document_version: String,
+    /// The comment given with it.
+    pub comment: String,
+    /// When it was sent.
+    pub sent_at: f64,
+    /// Seconds within which it must be delivered.
+    pub timeout_seconds: f64,
+    /// Its parameters.
+    pub parameters: BTreeMap<String, Vec<String>>,
+    /// As given, `50` by default.
+    pub max_concurrency: String,
+    /// As given, `0` by default.
+    pub max_errors: String,
+    /// One for each instance.
+    pub invocations: Vec<Invocation>,
+}
+
+/// A command on one instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Invocation {
+    /// The instance id.
+    pub instance_id: String,
+    /// When it appears in the list.
+    pub visible_at: f64,
+    /// SSM's status.
+    pub status: String,
+    /// SSM's status details.
+    pub status_details: String,
+    /// When the script began.
+    pub began_at: Option<f64>,
+    /// When the invocation ended.
+    pub ended_at: Option<f64>,
+    /// The platform's step's response code.
+    pub response_code: i64,
+    /// The platform's step's standard output and error, as SSM joins them.
+    pub output: String,
+}
+
+impl Default for Invocation {
+    fn default() -> Self {
+        Self {
+            instance_id: String::new(),
+            visible_at: 0.0,
+            status: "Pending".to_owned(),
+            status_details: "Pending".to_owned(),
+            began_at: None,
+            ended_at: None,
+            response_code: -1,
+            output: String::new(),
+        }
+    }
+}
+
+/// An SNS topic.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Topic {
+    /// Its ARN.
+    pub arn: String,
+    /// What was published to it.
+    pub messages: Vec<Message>,
+}
+
+/// A published message.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Message {
+    /// When it was published.
+    pub at: f64,
+    /// The topic's ARN.
+    pub topic: String,
+    /// The subject, if there was one.
+    pub subject: Option<String>,
+    /// The message as it was sent: with `MessageStructure=json`, the whole JSON object.
+    pub message: String,
+    /// The attributes by name, each `{"Type": …, "Value": …}` as subscribers see it.
+    pub attributes: Map<String, Value>,
+}
+
+/// An error to answer instead of what the world would answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Fault {
+    /// The operation, for instance `SendCommand`.
+    pub operation: String,
+    /// The region; any by default.
+    pub region: Option<String>,
+    /// The error code; without one, the service's own for throttling.
+    pub code: Option<String>,
+    /// The HTTP status; by default the one that fits the code.
+    pub status: Option<u16>,
+    /// The error message.
+    pub message: Option<String>,
+    /// How many calls get it; it is used up then.
+    pub times: u64,
+    /// Calls that pass before it begins.
+    pub after: u64,
+    /// The call takes effect, and its reply is lost on the way: the connection breaks.
+    pub lost_reply: bool,
+}
+
+impl Default for Fault {
+    fn default() -> Self {
+        Self {
+            operation: String::new(),
+            region: None,
+            code: None,
+            status: None,
+            message: None,
+            times: 1,
+            after: 0,
+            lost_reply: false,
+        }
+    }
+}

@@ -1,0 +1,873 @@
+//! The world as its callers meet it, through the wire, in virtual time.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::wire::{Request, Service};
+use crate::{
+    AgentFault, Answer, DEPLOYMENT, DOCUMENT, Deployment, Document, DocumentKind, Fault, Host,
+    State, TOPIC, World, instance_id,
+};
+
+const REGION: &str = "us-east-1";
+const EXECUTION: &str = "12345678-1234-5678-abcd-12345678abcd";
+/// The world's start, in epoch seconds.
+const START: f64 = 1_764_025_200.0;
+
+fn world(instances: usize) -> World {
+    changed(instances, |_| {})
+}
+
+fn changed(instances: usize, change: impl FnOnce(&mut State)) -> World {
+    let mut state = State::for_pipeline("myPipeline", EXECUTION, REGION, instances);
+    change(&mut state);
+    World::new(state, START)
+}
+
+/// A host like the others but for what `change` does to it.
+fn one_host(change: impl FnOnce(&mut Host)) -> World {
+    changed(1, |state| change(state.host(&instance_id(1))))
+}
+
+fn request(service: Service, operation: &str, params: &Value) -> Request {
+    let (mut headers, body) = match service.protocol() {
+        crate::wire::Protocol::Json { target } => (
+            vec![
+                ("x-amz-target", format!("{target}.{operation}")),
+                ("content-type", "application/x-amz-json-1.1".to_owned()),
+            ],
+            params.to_string(),
+        ),
+        crate::wire::Protocol::Query { version, .. } => {
+            let fields = params
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(key, value)| format!("&{key}={}", value.as_str().unwrap()));
+            (
+                Vec::new(),
+                format!(
+                    "Action={operation}&Version={version}{}",
+                    fields.collect::<String>()
+                ),
+            )
+        }
+    };
+    let scope = format!(
+        "AWS4-HMAC-SHA256 Credential=AK/20251124/{REGION}/{}/aws4_request",
+        service.name()
+    );
+    headers.push(("authorization", scope));
+    let headers = headers
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    Request {
+        method: "POST".to_owned(),
+        path: "/".to_owned(),
+        headers,
+        body,
+    }
+}
+
+/// The answer to a JSON call: what it says, or the error's code.
+fn call(world: &World, service: Service, operation: &str, params: Value) -> Result<Value, String> {
+    let reply = world
+        .exchange(&request(service, operation, &params))
+        .unwrap();
+    let body: Value = serde_json::from_str(&reply.body).unwrap();
+    if reply.status == 200 {
+        return Ok(body);
+    }
+    assert_eq!(
+        reply.headers["x-amzn-errortype"], body["__type"],
+        "header and body agree"
+    );
+    Err(body["__type"].as_str().unwrap().to_owned())
+}
+
+fn ssm(world: &World, operation: &str, params: Value) -> Result<Value, String> {
+    call(world, Service::Ssm, operation, params)
+}
+
+fn codedeploy(world: &World, operation: &str, params: Value) -> Result<Value, String> {
+    call(world, Service::CodeDeploy, operation, params)
+}
+
+/// A query call's status and body.
+fn query(world: &World, service: Service, operation: &str, params: Value) -> (u16, String) {
+    let reply = world
+        .exchange(&request(service, operation, &params))
+        .unwrap();
+    (reply.status, reply.body)
+}
+
+/// A command to some hosts, for a deployment that completed five seconds before the start.
+fn command(world: &World, ids: &[String], more: Value) -> Value {
+    let sent = world.now().floor();
+    let mut parameters = json!({
+        "triggeredAt": [format!("{}", START - 5.0)],
+        "sentAt": [format!("{sent}")],
+        "busyWaitSeconds": ["120"],
+        "minMemoryMiB": ["0"],
+        "executionTimeoutSeconds": ["480"],
+    });
+    for (name, value) in more.as_object().unwrap() {
+        parameters[name] = json!([value]);
+    }
+    json!({ "DocumentName": DOCUMENT, "InstanceIds": ids, "Parameters": parameters, "TimeoutSeconds": 120 })
+}
+
+fn send(world: &World, ids: &[String], more: Value) -> String {
+    let answer = ssm(world, "SendCommand", command(world, ids, more)).unwrap();
+    let id = answer["Command"]["CommandId"].as_str().unwrap().to_owned();
+    assert_eq!(id.len(), 36);
+    id
+}
+
+async fn pass(seconds: f64) {
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+fn invocations(world: &World, command: &str) -> Vec<Value> {
+    let mut all = Vec::new();
+    let mut token = Value::Null;
+    loop {
+        let params = json!({ "CommandId": command, "Details": true, "NextToken": token });
+        let answer = ssm(world, "ListCommandInvocations", params).unwrap();
+        all.extend(
+            answer["CommandInvocations"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .cloned(),
+        );
+        token = answer["NextToken"].clone();
+        if token.is_null() {
+            return all;
+        }
+    }
+}
+
+/// The script's line on the only instance, once the command has ended.
+async fn line(world: &World, command: &str) -> Value {
+    pass(700.0).await;
+    let invocation = invocations(world, command).remove(0);
+    let output = invocation["CommandPlugins"][0]["Output"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{invocation}"));
+    let line = output
+        .lines()
+        .next()
+        .unwrap_or_else(|| panic!("{invocation}"));
+    assert!(line.is_ascii() && line.len() <= 1000);
+    serde_json::from_str(line).unwrap()
+}
+
+async fn result_of(world: &World, more: Value) -> (String, i64) {
+    let id = send(world, &[instance_id(1)], more);
+    let line = line(world, &id).await;
+    (
+        line["result"].as_str().unwrap().to_owned(),
+        line["code"].as_i64().unwrap(),
+    )
+}
+
+fn agent(world: &World) -> crate::Agent {
+    world.with(|state| state.host(&instance_id(1)).agent.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_changes_the_data_when_it_happens_and_says_so_later() {
+    let world = world(1);
+    let id = send(&world, &[instance_id(1)], json!({}));
+    assert!(
+        invocations(&world, &id).is_empty(),
+        "invocations appear late"
+    );
+    pass(3.0).await;
+    assert_eq!(invocations(&world, &id)[0]["Status"], "InProgress");
+    assert_eq!(
+        invocations(&world, &id)[0]["CommandPlugins"][0]["ResponseCode"],
+        -1
+    );
+    // Delivered after 1 s, three looks 2 s apart, 35 s of restart: replaced at 40 s, stable at 52 s.
+    pass(36.0).await;
+    assert!(agent(&world).restarts.is_empty());
+    pass(2.0).await;
+    assert_eq!(
+        (agent(&world).started_at, agent(&world).memory_kib),
+        (40.0, 52_224)
+    );
+    assert_eq!(invocations(&world, &id)[0]["Status"], "InProgress");
+    pass(12.0).await;
+    let ended = invocations(&world, &id).remove(0);
+    assert_eq!(
+        ended["CommandPlugins"][0]["Output"],
+        "{\"agentRestart\":1,\"result\":\"restarted\",\"code\":0,\"agentVersion\":\"OFFICIAL_1.8.1-1_rpm\",\
+         \"memoryBeforeKiB\":112640,\"memoryAfterKiB\":52224,\"seconds\":51,\"detail\":\"\"}\n"
+    );
+    let skipped = "Step execution skipped due to unsatisfied preconditions: \
+                   '\"StringEquals\": [platformType, Windows]'. Step name: windows";
+    assert_eq!(ended["CommandPlugins"][1]["Output"], skipped);
+    assert_eq!(ended["CommandPlugins"][1]["Status"], "Success");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_order_for_the_same_moment_touches_nothing() {
+    let world = world(1);
+    assert_eq!(
+        result_of(&world, json!({})).await,
+        ("restarted".to_owned(), 0)
+    );
+    assert_eq!(
+        result_of(&world, json!({})).await,
+        ("already-restarted".to_owned(), 0)
+    );
+    let later = format!("{}", world.now().floor());
+    assert_eq!(
+        result_of(&world, json!({ "triggeredAt": later })).await,
+        ("restarted".to_owned(), 0)
+    );
+    assert_eq!(agent(&world).restarts.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn freshness_compares_ages_and_not_clocks() {
+    // The agent is 8 s old when the script begins, 1 s after sending; the deployment completed 10 s before.
+    let world = one_host(|host| {
+        host.clock_skew = 86_400.0;
+        host.agent.started_at = -7.0;
+    });
+    let moment = format!("{}", START - 10.0);
+    assert_eq!(
+        result_of(&world, json!({ "triggeredAt": moment })).await.0,
+        "already-restarted"
+    );
+    // Both times from a clock that is a day ahead mean the same.
+    let world = one_host(|host| host.agent.started_at = -7.0);
+    let ahead = json!({ "triggeredAt": format!("{}", START + 86_390.0), "sentAt": format!("{}", START + 86_400.0) });
+    assert_eq!(result_of(&world, ahead).await.0, "already-restarted");
+    // A slow delivery makes the script more cautious, never less.
+    let world = one_host(|host| {
+        host.delivery_seconds = 60.0;
+        host.agent.started_at = -7.0;
+    });
+    assert_eq!(
+        result_of(
+            &world,
+            json!({ "triggeredAt": format!("{}", START - 10.0) })
+        )
+        .await
+        .0,
+        "restarted"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_fault_has_its_code_and_leaves_its_mark() {
+    for (fault, result, code, running, restarts) in [
+        (AgentFault::NotRoot, "not-root", 11, true, 0),
+        (AgentFault::PreflightFailed, "preflight-failed", 12, true, 0),
+        (
+            AgentFault::ServiceManagerFailed,
+            "service-manager-failed",
+            30,
+            false,
+            0,
+        ),
+        (
+            AgentFault::OldAgentSurvived,
+            "old-agent-survived",
+            31,
+            true,
+            0,
+        ),
+        (AgentFault::AgentDown, "agent-down", 32, false, 0),
+        (AgentFault::AgentUnhealthy, "agent-unhealthy", 33, true, 1),
+        (AgentFault::Draining, "draining", 34, true, 1),
+    ] {
+        let world = one_host(|host| host.agent.fault = Some(fault));
+        assert_eq!(
+            result_of(&world, json!({})).await,
+            (result.to_owned(), code)
+        );
+        let after = agent(&world);
+        assert_eq!(
+            (after.running, after.restarts.len()),
+            (running, restarts),
+            "{result}"
+        );
+        let failed = invocations(
+            &world,
+            &world.with(|state| state.region(REGION).commands[0].id.clone()),
+        )
+        .remove(0);
+        assert_eq!(
+            (
+                &failed["Status"],
+                &failed["CommandPlugins"][0]["ResponseCode"]
+            ),
+            (&json!("Failed"), &json!(code))
+        );
+        let output = failed["CommandPlugins"][0]["Output"].as_str().unwrap();
+        assert!(output.ends_with(&format!(
+            "\n\n----------ERROR-------\nfailed to run commands: exit status {code}"
+        )));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_is_proven_before_an_agent_is_left_alone() {
+    let fresh = |host: &mut Host| host.agent.started_at = -1.0;
+    let crash_loop = one_host(|host| {
+        fresh(host);
+        host.agent.fault = Some(AgentFault::AgentUnhealthy);
+    });
+    assert_eq!(result_of(&crash_loop, json!({})).await.1, 33);
+    let dead = one_host(|host| {
+        fresh(host);
+        host.agent.running = false;
+    });
+    assert_eq!(result_of(&dead, json!({})).await.0, "started");
+    let small = one_host(|host| host.agent.memory_kib = 60_000);
+    assert_eq!(
+        result_of(&small, json!({ "minMemoryMiB": "100" })).await.0,
+        "below-threshold"
+    );
+    assert!(agent(&small).restarts.is_empty());
+    let absent = one_host(|host| host.agent.installed = false);
+    assert_eq!(result_of(&absent, json!({})).await.1, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_host_is_waited_for_within_patience() {
+    let world = one_host(|host| host.agent.busy = vec![[0.0, 60.0]]);
+    assert_eq!(result_of(&world, json!({})).await.0, "restarted");
+    let began = agent(&world).restarts[0];
+    assert!(
+        began > 60.0 + 4.0 + 35.0,
+        "three quiet looks come first: {began}"
+    );
+    let world = one_host(|host| host.agent.busy = vec![[0.0, 900.0]]);
+    assert_eq!(result_of(&world, json!({})).await, ("busy".to_owned(), 20));
+    let world = one_host(|host| host.agent.updates = vec![[0.0, 900.0]]);
+    assert_eq!(
+        result_of(&world, json!({ "busyWaitSeconds": "0" })).await,
+        ("update-running".to_owned(), 21)
+    );
+    assert!(agent(&world).restarts.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_in_mid_run_counts() {
+    let world = one_host(|host| host.agent.busy = vec![[0.0, 900.0]]);
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(30.0).await;
+    world.with(|state| state.host(&instance_id(1)).agent.busy.clear());
+    assert_eq!(line(&world, &id).await["result"], "restarted");
+    let began = agent(&world).restarts[0];
+    assert!((60.0..80.0).contains(&began), "{began}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_keeps_two_runs_apart_and_the_second_decides_again() {
+    let world = world(1);
+    let first = send(&world, &[instance_id(1)], json!({}));
+    let second = send(&world, &[instance_id(1)], json!({}));
+    let third = send(
+        &world,
+        &[instance_id(1)],
+        json!({ "busyWaitSeconds": "10" }),
+    );
+    assert_eq!(line(&world, &first).await["result"], "restarted");
+    assert_eq!(line(&world, &second).await["result"], "already-restarted");
+    assert_eq!(line(&world, &third).await["code"], 22);
+    assert_eq!(agent(&world).restarts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_agent_is_replaced_when_its_busy_period_ends() {
+    let world = one_host(|host| {
+        host.agent.fault = Some(AgentFault::Draining);
+        host.agent.busy = vec![[10.0, 400.0]];
+    });
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(200.0).await;
+    assert_eq!(
+        invocations(&world, &id)[0]["CommandPlugins"][0]["ResponseCode"],
+        34
+    );
+    assert!(agent(&world).restarts.is_empty());
+    pass(300.0).await;
+    assert_eq!(agent(&world).restarts, [400.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_outs_are_ssms_own() {
+    let world = one_host(|host| host.offline = true);
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(599.0).await;
+    assert_eq!(invocations(&world, &id)[0]["StatusDetails"], "Pending");
+    pass(2.0).await;
+    let late = invocations(&world, &id).remove(0);
+    assert_eq!(
+        (&late["Status"], &late["StatusDetails"]),
+        (&json!("TimedOut"), &json!("DeliveryTimedOut"))
+    );
+
+    let world = one_host(|host| host.agent.fault = Some(AgentFault::Hangs));
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(480.0).await;
+    assert_eq!(invocations(&world, &id)[0]["Status"], "InProgress");
+    pass(2.0).await;
+    let killed = invocations(&world, &id).remove(0);
+    assert_eq!(
+        (&killed["Status"], &killed["StatusDetails"]),
+        (&json!("TimedOut"), &json!("ExecutionTimedOut"))
+    );
+    assert_eq!(killed["CommandPlugins"][0]["Output"], "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_answers_through_its_own_step_and_other_documents_in_their_own_way() {
+    let world = one_host(|host| host.platform = "Windows".to_owned());
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(100.0).await;
+    let plugins = invocations(&world, &id).remove(0)["CommandPlugins"].clone();
+    assert!(
+        plugins[0]["Output"]
+            .as_str()
+            .unwrap()
+            .starts_with("Step execution skipped")
+    );
+    assert!(
+        plugins[1]["Output"]
+            .as_str()
+            .unwrap()
+            .starts_with("{\"agentRestart\":1,\"result\":\"restarted\"")
+    );
+
+    let world = changed(1, |state| {
+        state.region(REGION).documents = vec![Document {
+            name: DOCUMENT.to_owned(),
+            kind: DocumentKind::Foreign,
+        }];
+    });
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(100.0).await;
+    let foreign = invocations(&world, &id).remove(0);
+    assert_eq!(foreign["Status"], "Success");
+    assert!(agent(&world).restarts.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_reported_verbatim_and_cut_as_ssm_cuts() {
+    let world = one_host(|host| {
+        host.answer = Some(Answer {
+            status: "Confused".to_owned(),
+            status_details: Some("Very Confused".to_owned()),
+            output: Some("ä".repeat(2000)),
+            response_code: Some(7),
+        });
+    });
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(5.0).await;
+    let told = invocations(&world, &id).remove(0);
+    assert_eq!(
+        (&told["Status"], &told["StatusDetails"]),
+        (&json!("Confused"), &json!("Very Confused"))
+    );
+    assert_eq!(
+        told["CommandPlugins"][0]["Output"].as_str().unwrap().len(),
+        2500
+    );
+    assert_eq!(told["CommandPlugins"][0]["ResponseCode"], 7);
+    pass(100.0).await;
+    assert!(
+        agent(&world).restarts.is_empty(),
+        "a host with a verbatim answer does nothing"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_id_spoils_the_whole_command() {
+    let world = changed(60, |state| {
+        state.host(&instance_id(1)).rejected = true;
+        state.host(&instance_id(2)).state = "terminated".to_owned();
+        state.host(&instance_id(3)).managed = false;
+        state.host(&instance_id(4)).denied = true;
+    });
+    let ids = |numbers: &[usize]| {
+        numbers
+            .iter()
+            .map(|number| instance_id(*number))
+            .collect::<Vec<_>>()
+    };
+    let refusal =
+        |ids: &[String]| ssm(&world, "SendCommand", command(&world, ids, json!({}))).unwrap_err();
+    for (wrong, code) in [
+        (1, "InvalidInstanceId"),
+        (2, "InvalidInstanceId"),
+        (3, "InvalidInstanceId"),
+        (99, "InvalidInstanceId"),
+        (4, "AccessDeniedException"),
+        (10, "DuplicateInstanceId"),
+    ] {
+        assert_eq!(refusal(&ids(&[10, 11, wrong])), code, "{wrong}");
+    }
+    assert_eq!(
+        refusal(&(10..=60).map(instance_id).collect::<Vec<_>>()),
+        "ValidationException"
+    );
+    send(
+        &world,
+        &(10..60).map(instance_id).collect::<Vec<_>>(),
+        json!({}),
+    );
+    assert_eq!(world.with(|state| state.region(REGION).commands.len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_document_takes_digits_under_its_own_names_only() {
+    let world = world(1);
+    let refusal = |more: Value| {
+        ssm(
+            &world,
+            "SendCommand",
+            command(&world, &[instance_id(1)], more),
+        )
+    };
+    for more in [
+        json!({ "busywaitseconds": "1" }),
+        json!({ "busyWaitSeconds": "$(reboot)" }),
+        json!({ "sentAt": "" }),
+    ] {
+        assert_eq!(
+            refusal(more.clone()).unwrap_err(),
+            "InvalidParameters",
+            "{more}"
+        );
+    }
+    let by_arn = |arn: &str| {
+        let mut params = command(&world, &[instance_id(1)], json!({}));
+        params["DocumentName"] = arn.into();
+        ssm(&world, "SendCommand", params)
+    };
+    assert!(by_arn("arn:aws:ssm:us-east-1:123456789012:document/restart-agent").is_ok());
+    assert_eq!(
+        by_arn("arn:aws:ssm:eu-west-1:123456789012:document/restart-agent").unwrap_err(),
+        "InvalidDocument"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inventory_pages_by_ten_and_leaves_out_what_ssm_does() {
+    let world = changed(14, |state| {
+        state.host(&instance_id(1)).managed = false;
+        state.host(&instance_id(2)).state = "stopped".to_owned();
+        state.host(&instance_id(3)).rejected = true;
+    });
+    let first = ssm(&world, "DescribeInstanceInformation", json!({})).unwrap();
+    assert_eq!(
+        first["InstanceInformationList"].as_array().unwrap().len(),
+        10
+    );
+    let next = json!({ "NextToken": first["NextToken"] });
+    let second = ssm(&world, "DescribeInstanceInformation", next).unwrap();
+    assert_eq!(
+        second["InstanceInformationList"].as_array().unwrap().len(),
+        1
+    );
+    for (id, code) in [
+        (instance_id(3), "InvalidInstanceId"),
+        ("my-server".to_owned(), "InvalidInstanceId"),
+    ] {
+        let filter = json!({ "Filters": [{ "Key": "InstanceIds", "Values": [id] }] });
+        assert_eq!(
+            ssm(&world, "DescribeInstanceInformation", filter).unwrap_err(),
+            code
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deployments_are_listed_as_ids_in_no_helpful_order() {
+    let world = changed(1, |state| {
+        for number in 0..24 {
+            state.region(REGION).deployments.push(Deployment {
+                id: format!("d-{number:09}"),
+                application: "my-application".to_owned(),
+                deployment_group: "my-deployment-group".to_owned(),
+                created_at: f64::from(number) - 100.0,
+                completed_at: Some(if number == 23 { 30.0 } else { -1.0 }),
+                ..Deployment::default()
+            });
+        }
+    });
+    let group = json!({ "applicationName": "my-application", "deploymentGroupName": "my-deployment-group" });
+    let list = |status: &str, token: Value| {
+        let mut params = group.clone();
+        params["includeOnlyStatuses"] = json!([status]);
+        params["nextToken"] = token;
+        codedeploy(&world, "ListDeployments", params).unwrap()
+    };
+    let first = list("Succeeded", Value::Null);
+    let ids: Vec<&str> = first["deployments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert_eq!(ids.len(), 10);
+    assert!(!ids.is_sorted() && !ids.iter().rev().is_sorted());
+    let wrong = json!({ "includeOnlyStatuses": ["Failed"], "nextToken": first["nextToken"] });
+    assert_eq!(
+        codedeploy(&world, "ListDeployments", wrong).unwrap_err(),
+        "InvalidNextTokenException"
+    );
+    assert_eq!(
+        list("InProgress", Value::Null)["deployments"],
+        json!(["d-000000023"])
+    );
+    pass(31.0).await;
+    assert_eq!(list("InProgress", Value::Null)["deployments"], json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_tell_whether_their_lifecycle_has_started() {
+    let world = changed(2, |state| {
+        state.deployment(DEPLOYMENT).targets[1].lifecycle_started = false;
+        state.deployment(DEPLOYMENT).targets[1].status = "Failed".to_owned();
+    });
+    let asked =
+        json!({ "deploymentId": DEPLOYMENT, "targetIds": [instance_id(1), instance_id(2)] });
+    let told = codedeploy(&world, "BatchGetDeploymentTargets", asked).unwrap();
+    let events = |target: usize| {
+        told["deploymentTargets"][target]["instanceTarget"]["lifecycleEvents"].clone()
+    };
+    assert_eq!(events(0)[6]["status"], "Succeeded");
+    assert!(
+        events(1)
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|event| event["status"] == "Pending")
+    );
+    assert!(events(1)[0].get("startTime").is_none());
+    world.with(|state| state.deployment(DEPLOYMENT).status = "Queued".to_owned());
+    let asked = json!({ "deploymentId": DEPLOYMENT });
+    assert_eq!(
+        codedeploy(&world, "ListDeploymentTargets", asked).unwrap_err(),
+        "DeploymentNotStartedException"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_label_is_refused_in_place_and_honoured_in_blue_green() {
+    let world = world(2);
+    let asked = json!({ "deploymentId": DEPLOYMENT, "targetFilters": { "ServerInstanceLabel": ["Green"] } });
+    let refusal = codedeploy(&world, "ListDeploymentTargets", asked.clone()).unwrap_err();
+    assert_eq!(refusal, "InvalidDeploymentInstanceTypeException");
+    world.with(|state| {
+        let deployment = state.deployment(DEPLOYMENT);
+        deployment.style = "BLUE_GREEN".to_owned();
+        deployment.targets[0].label = Some("Blue".to_owned());
+        deployment.targets[1].label = Some("Green".to_owned());
+    });
+    assert_eq!(
+        codedeploy(&world, "ListDeploymentTargets", asked).unwrap()["targetIds"],
+        json!([instance_id(2)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn query_services_answer_and_fail_in_xml() {
+    let world = world(1);
+    let asked = json!({ "AutoScalingGroupNames.member.1": "web", "AutoScalingGroupNames.member.2": "gone" });
+    let (status, body) = query(
+        &world,
+        Service::AutoScaling,
+        "DescribeAutoScalingGroups",
+        asked,
+    );
+    assert_eq!(status, 200);
+    let start = "<DescribeAutoScalingGroupsResponse xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\">\
+                 <DescribeAutoScalingGroupsResult><AutoScalingGroups><member>";
+    assert!(body.starts_with(start), "{body}");
+    assert!(!body.contains("gone") && body.contains("<LifecycleState>InService</LifecycleState>"));
+    let (status, body) = query(
+        &world,
+        Service::Sns,
+        "Publish",
+        json!({ "TopicArn": format!("{TOPIC}x"), "Message": "m" }),
+    );
+    assert_eq!(status, 404);
+    assert!(
+        body.contains("<Type>Sender</Type><Code>NotFound</Code>"),
+        "{body}"
+    );
+    let (status, body) = query(&world, Service::Sns, "Subscribe", json!({}));
+    assert!(
+        status == 400 && body.contains("<Code>InvalidAction</Code>"),
+        "{body}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_must_fit_and_be_what_it_says() {
+    let world = world(1);
+    let publish = |more: Value| {
+        let mut params = json!({ "TopicArn": TOPIC, "Message": "{\"default\":\"x\"}", "MessageStructure": "json" });
+        for (name, value) in more.as_object().unwrap() {
+            params[name] = value.clone();
+        }
+        query(&world, Service::Sns, "Publish", params).0
+    };
+    let attribute = "MessageAttributes.entry.1";
+    assert_eq!(publish(json!({ "Subject": "s".repeat(99) })), 200);
+    assert_eq!(publish(json!({ "Subject": "s".repeat(100) })), 400);
+    assert_eq!(publish(json!({ "Subject": "a%0Ab" })), 400);
+    assert_eq!(publish(json!({ "Message": "{\"email\":\"x\"}" })), 400);
+    assert_eq!(
+        publish(json!({ "Message": "{\"default\":\"x\",\"sqs\":{}}" })),
+        400
+    );
+    let body = |bytes: usize| format!("{{\"default\":\"{}\"}}", "x".repeat(bytes - 14));
+    assert_eq!(publish(json!({ "Message": body(262_144) })), 200);
+    assert_eq!(publish(json!({ "Message": body(262_145) })), 400);
+    let severity = json!({
+        "Message": body(262_144),
+        format!("{attribute}.Name"): "severity",
+        format!("{attribute}.Value.DataType"): "String",
+        format!("{attribute}.Value.StringValue"): "ok",
+    });
+    assert_eq!(publish(severity), 400, "attributes count");
+    assert_eq!(world.messages().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_come_before_any_effect_and_lost_replies_after_it() {
+    let world = changed(1, |state| {
+        state.faults = vec![
+            Fault {
+                operation: "SendCommand".to_owned(),
+                ..Fault::default()
+            },
+            Fault {
+                operation: "SendCommand".to_owned(),
+                lost_reply: true,
+                ..Fault::default()
+            },
+        ];
+    });
+    let commands = || world.with(|state| state.region(REGION).commands.len());
+    let params = command(&world, &[instance_id(1)], json!({}));
+    assert_eq!(
+        ssm(&world, "SendCommand", params.clone()).unwrap_err(),
+        "ThrottlingException"
+    );
+    assert_eq!(commands(), 0);
+    assert!(
+        world
+            .exchange(&request(Service::Ssm, "SendCommand", &params))
+            .is_err()
+    );
+    assert_eq!(commands(), 1);
+    let errors: Vec<Option<String>> = world.calls().into_iter().map(|call| call.error).collect();
+    assert_eq!(
+        errors,
+        [
+            Some("ThrottlingException".to_owned()),
+            Some("ReplyLost".to_owned())
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn speed_shortens_durations_and_not_the_clock() {
+    let mut state = State::for_pipeline("myPipeline", EXECUTION, REGION, 1);
+    state.host(&instance_id(1)).agent.busy = vec![[0.0, 20.0]];
+    let world = World::at_speed(state, START, 10.0);
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(10.0).await;
+    assert!((world.now() - START - 10.0).abs() < 0.01);
+    let output = invocations(&world, &id).remove(0)["CommandPlugins"][0]["Output"].clone();
+    let line: Value = serde_json::from_str(output.as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&line["result"], &line["seconds"]),
+        (&json!("restarted"), &json!(71))
+    );
+    assert!(
+        (agent(&world).started_at - 6.0).abs() < 0.2,
+        "{}",
+        agent(&world).started_at
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_requests_get_the_services_own_errors() {
+    let world = world(1);
+    assert_eq!(
+        ssm(&world, "GetParameter", json!({})).unwrap_err(),
+        "UnknownOperationException"
+    );
+    assert_eq!(
+        ssm(&world, "SendCommand", json!([])).unwrap_err(),
+        "SerializationException"
+    );
+    assert_eq!(
+        codedeploy(&world, "GetDeployment", json!({ "deploymentId": 1 })).unwrap_err(),
+        "SerializationException"
+    );
+    let list = json!({ "pipelineName": "my pipeline" });
+    assert_eq!(
+        call(&world, Service::CodePipeline, "ListActionExecutions", list).unwrap_err(),
+        "ValidationException"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_example_world_can_be_served() {
+    let state: State = serde_json::from_str(include_str!("../worlds/example.json")).unwrap();
+    let world = World::new(state, START);
+    let everything = ssm(&world, "DescribeInstanceInformation", json!({})).unwrap();
+    assert_eq!(
+        everything["InstanceInformationList"]
+            .as_array()
+            .unwrap()
+            .len(),
+        6
+    );
+    let wrong = serde_json::from_str::<State>(
+        r#"{ "regions": { "r": { "hosts": [{ "plattform": "Linux" }] } } }"#,
+    );
+    assert!(wrong.unwrap_err().to_string().contains("plattform"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transcript_holds_each_exchange() {
+    let folder = std::env::temp_dir().join(format!("sim-transcript-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let world = world(1);
+    world.record_to(&folder);
+    send(&world, &[instance_id(1)], json!({}));
+    let file = std::fs::read_dir(&folder)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let line: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(
+        (
+            &line["service"],
+            &line["operation"],
+            &line["response"]["status"]
+        ),
+        (&json!("ssm"), &json!("SendCommand"), &json!(200))
+    );
+    assert!(line["request"]["headers"].get("authorization").is_none());
+}
