@@ -73,6 +73,20 @@ impl Error {
     }
 }
 
+/// What became of an event.
+#[derive(Clone, Debug)]
+pub enum Handled {
+    /// It is none of ours, or asks for nothing.
+    Ignored {
+        /// What it ordered, when that much was understood.
+        order: Option<Order>,
+        /// Why.
+        reason: String,
+    },
+    /// It was acted upon, or planned.
+    Done(Report),
+}
+
 /// The function: settings and clients, for any number of events.
 #[derive(Debug)]
 pub struct Restarter {
@@ -90,13 +104,33 @@ impl Restarter {
     /// # Errors
     /// When the event cannot be read, or the report could not be published.
     pub async fn handle(&self, event: &Value, clock: &Clock, home: &Home) -> Result<Value, Error> {
+        let handled = self.restart(event, clock, home).await?;
+        self.conclude(&handled, clock, home).await
+    }
+
+    /// The first half of [`handle`](Self::handle): whose agents are meant, and what became of each.
+    ///
+    /// # Errors
+    /// When the event cannot be read.
+    pub async fn restart(
+        &self,
+        event: &Value,
+        clock: &Clock,
+        home: &Home,
+    ) -> Result<Handled, EventError> {
         let order = match trigger::read(event, clock, home)? {
             Trigger::Restart(order) => order,
-            Trigger::Ignore(reason) => return Ok(ignored(None, reason)),
+            Trigger::Ignore(reason) => {
+                let order = None;
+                return Ok(Handled::Ignored { order, reason });
+            }
         };
         let (groups, problem) = match self.find_groups(&order, home).await {
             Found::Groups { groups, problem } => (groups, problem),
-            Found::Nothing(reason) => return Ok(ignored(Some(&order), reason)),
+            Found::Nothing(reason) => {
+                let order = Some(order);
+                return Ok(Handled::Ignored { order, reason });
+            }
         };
         let dry_run = order.dry_run || self.settings.dry_run;
         let groups = join_all(groups.into_iter().map(|group| async {
@@ -106,16 +140,35 @@ impl Restarter {
             }
         }))
         .await;
-        let report = Report {
+        Ok(Handled::Done(Report {
             order,
             groups,
             problem,
             dry_run,
+        }))
+    }
+
+    /// The second half of [`handle`](Self::handle): metrics, the message, the answer.
+    ///
+    /// # Errors
+    /// When the report could not be published.
+    pub async fn conclude(
+        &self,
+        handled: &Handled,
+        clock: &Clock,
+        home: &Home,
+    ) -> Result<Value, Error> {
+        let report = match handled {
+            Handled::Done(report) => report,
+            Handled::Ignored { order, reason } => {
+                tracing::info!(reason = %reason, "ignored: {reason}");
+                return Ok(json!(Answer::ignored(order.as_ref(), reason)));
+            }
         };
-        for line in metrics::lines(&report, clock.now()) {
+        for line in metrics::lines(report, clock.now()) {
             (self.print)(&line);
         }
-        let notified = self.notify(&report, clock, home).await?;
+        let notified = self.notify(report, clock, home).await?;
         let answer = report.answer(notified);
         tracing::info!(
             result = answer.result,
@@ -183,11 +236,6 @@ impl Restarter {
         notify::publish(&self.clients, &self.settings, &message, until).await?;
         Ok(true)
     }
-}
-
-fn ignored(order: Option<&Order>, reason: String) -> Value {
-    tracing::info!(reason = %reason, "ignored: {reason}");
-    json!(Answer::ignored(order, reason))
 }
 
 fn out_of_time(step: &'static str) -> Problem {

@@ -220,7 +220,7 @@ pub struct Answer<'a> {
     pub result: &'static str,
     /// Why the event was ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<&'a str>,
     /// The worst of everything below.
     pub severity: Severity,
     /// What was ordered; absent when the event is none of ours.
@@ -237,7 +237,7 @@ pub struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     /// The answer to an event that asks for nothing.
-    pub fn ignored(order: Option<&'a Order>, reason: String) -> Self {
+    pub fn ignored(order: Option<&'a Order>, reason: &'a str) -> Self {
         Self {
             result: "ignored",
             reason: Some(reason),

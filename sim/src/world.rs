@@ -181,6 +181,12 @@ impl World {
     pub fn record_to(&self, folder: &Path) {
         let number = TRANSCRIPTS.fetch_add(1, Ordering::Relaxed);
         let name = format!("world-{}-{number:04}.jsonl", std::process::id());
+        if let Err(error) = std::fs::create_dir_all(folder) {
+            panic!(
+                "the folder {} cannot be made: {error}; name another",
+                folder.display()
+            );
+        }
         self.lock().transcript = Some(folder.join(name));
     }
 
