@@ -11,7 +11,7 @@ use aws_sdk_codepipeline::types::{
     ActionExecutionDetail, ActionExecutionFilter, ActionExecutionStatus, ActionOwner,
 };
 use futures_util::future::{join_all, try_join_all};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
@@ -604,8 +604,16 @@ pub async fn quiet(
     let client = clients.in_region(&group.name.region);
     let give_up = (Instant::now() + QUIET_LIMIT).min(clock.until());
     loop {
-        let running = running_deployment(&client, group)
+        // A call that does not end must not outlast this step by more than one pause.
+        let running = timeout_at(give_up + QUIET_PAUSE, running_deployment(&client, group))
             .await
+            .unwrap_or_else(|_| {
+                let resource = group_resource(&group.name);
+                Err(CallError::out_of_time(
+                    "codedeploy:ListDeployments",
+                    resource,
+                ))
+            })
             .map_err(|error| Problem::of_call("quiet", &error))?;
         let Some(id) = running else {
             return Ok(None);

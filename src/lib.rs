@@ -49,7 +49,7 @@ use report::{Answer, GroupReport, Report};
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
-/// Finding the deployments may take this long, and so may finding the instances, retries included.
+/// Finding the deployments and then the instances may take this long together, retries included.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
 
 /// Why an invocation fails.
@@ -125,6 +125,7 @@ impl Restarter {
                 return Ok(Handled::Ignored { order, reason });
             }
         };
+        let begun = clock.elapsed();
         let (groups, problem) = match self.find_groups(&order, home).await {
             Found::Groups { groups, problem } => (groups, problem),
             Found::Nothing(reason) => {
@@ -132,10 +133,11 @@ impl Restarter {
                 return Ok(Handled::Ignored { order, reason });
             }
         };
+        let left = RESOLVE_LIMIT.saturating_sub(clock.elapsed() - begun);
         let dry_run = order.dry_run || self.settings.dry_run;
         let groups = join_all(groups.into_iter().map(|group| async {
             match group {
-                Ok(group) => self.treat(group, clock, dry_run).await,
+                Ok(group) => self.treat(group, clock, left, dry_run).await,
                 Err(unresolved) => GroupReport::unresolved(unresolved),
             }
         }))
@@ -192,10 +194,16 @@ impl Restarter {
             })
     }
 
-    /// The way of one deployment group.
-    async fn treat(&self, group: Group, clock: &Clock, dry_run: bool) -> GroupReport {
+    /// The way of one deployment group. Its instances are to be found in the time that is `left`.
+    async fn treat(
+        &self,
+        group: Group,
+        clock: &Clock,
+        left: Duration,
+        dry_run: bool,
+    ) -> GroupReport {
         let begun = clock.elapsed();
-        let fleet = match self.find_fleet(&group, clock, !dry_run).await {
+        let fleet = match self.find_fleet(&group, clock, left, !dry_run).await {
             Ok(fleet) => fleet,
             Err(problem) => return GroupReport::unresolved(group.unresolved(problem)),
         };
@@ -215,10 +223,11 @@ impl Restarter {
         &self,
         group: &Group,
         clock: &Clock,
+        left: Duration,
         patient: bool,
     ) -> Result<Fleet, Problem> {
         let other = deployments::quiet(&self.clients, group, clock, patient).await?;
-        let mut fleet = timeout(RESOLVE_LIMIT, fleet::find(&self.clients, group, clock))
+        let mut fleet = timeout(left, fleet::find(&self.clients, group, clock))
             .await
             .unwrap_or_else(|Elapsed { .. }| Err(out_of_time("fleet")))?;
         if let Some(id) = other {

@@ -115,17 +115,13 @@ fn headline(report: &Report) -> String {
     let attention: usize = report.groups.iter().map(|g| g.attention().len()).sum();
     let all: usize = report.groups.iter().map(|g| g.instances.len()).sum();
     let level = report.severity().word().to_uppercase();
-    let after = report.order.subject.words();
+    let what = report.order.subject.words();
     let problem = report.problem.is_some() || report.groups.iter().any(|g| g.problem.is_some());
     match (attention, problem) {
-        (0, false) => format!("{level}: all {all} CodeDeploy agents are fine after {after}"),
-        (0, true) => {
-            format!("{level}: not every CodeDeploy agent could be treated after {after}")
-        }
-        (1, _) => format!("{level}: 1 of {all} CodeDeploy agents needs attention after {after}"),
-        _ => {
-            format!("{level}: {attention} of {all} CodeDeploy agents need attention after {after}")
-        }
+        (0, false) => format!("{level}: all {all} CodeDeploy agents are fine: {what}"),
+        (0, true) => format!("{level}: not every CodeDeploy agent could be treated: {what}"),
+        (1, _) => format!("{level}: 1 of {all} CodeDeploy agents needs attention: {what}"),
+        _ => format!("{level}: {attention} of {all} CodeDeploy agents need attention: {what}"),
     }
 }
 

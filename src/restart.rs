@@ -252,9 +252,9 @@ impl Run<'_> {
         for (name, value) in self.parameters() {
             call = call.parameters(name, vec![value.to_string()]);
         }
-        let answer = call
-            .send()
+        let answer = timeout_at(self.clock.until(), call.send())
             .await
+            .map_err(|_| CallError::out_of_time(OPERATION, document))?
             .map_err(|error| CallError::new(OPERATION, document, &error))?;
         answer
             .command

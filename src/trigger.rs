@@ -116,7 +116,7 @@ impl Subject {
                 application,
                 deployment_group,
                 ..
-            } => format!("the request for {application}/{deployment_group}"),
+            } => format!("{application}/{deployment_group} by hand"),
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::wire::{Failure, iso_8601, uuid};
 
 /// Groups in one page (API_DescribeAutoScalingGroups).
 const MAX_GROUPS: (i64, i64) = (1, 100);
+/// Names in one call, unless the page is larger (API_DescribeAutoScalingGroups).
+const MAX_NAMES: usize = 50;
 /// Instances in one page, and ids in one call (API_DescribeAutoScalingInstances).
 const MAX_INSTANCES: (i64, i64) = (1, 50);
 const MAX_INSTANCE_IDS: usize = 50;
@@ -24,7 +26,14 @@ pub(crate) fn describe_groups(context: &mut Context<'_>, input: &Input<'_>) -> A
         "MaxRecords",
         MAX_GROUPS,
         context.state.page_sizes.auto_scaling_groups,
+        context.state.page_shortfall,
     )?;
+    let asked = input.integer("MaxRecords")?.unwrap_or_default();
+    let most = MAX_NAMES.max(usize::try_from(asked).unwrap_or_default());
+    if names.len() > most {
+        let message = format!("At most {most} names may be passed in");
+        return Err(Failure::new("ValidationError", message));
+    }
     if input.has("Filters") {
         return Err(Failure::new(
             "ValidationError",
@@ -91,6 +100,7 @@ pub(crate) fn describe_instances(context: &mut Context<'_>, input: &Input<'_>) -
         "MaxRecords",
         MAX_INSTANCES,
         context.state.page_sizes.auto_scaling_instances,
+        context.state.page_shortfall,
     )?;
     let region = context.region.to_owned();
     let mut found = Vec::new();

@@ -20,6 +20,7 @@ pub(crate) fn list_action_executions(context: &mut Context<'_>, input: &Input<'_
         "maxResults",
         MAX_RESULTS,
         context.state.page_sizes.action_executions,
+        context.state.page_shortfall,
     )?;
     let token = input.text("nextToken")?;
 

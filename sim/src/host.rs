@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use crate::state::{Agent, AgentFault, DocumentKind, Host, Invocation, State};
 
-/// Seconds between two tries to deliver to a host that does not pick commands up.
-const DELIVERY_RETRY: f64 = 1.0;
+/// Seconds between two tries to reach a host: to deliver, and in mid-run when it went away.
+const RETRY: f64 = 1.0;
 /// Quiet looks in a row that the script asks for, and the seconds between them.
 const QUIET_LOOKS: u32 = 3;
 const LOOK_EVERY: f64 = 2.0;
-/// Seconds that a master and its poller must stand to be called stable.
+/// Seconds within which a master and its poller must be ready, and must then stand to be called stable.
+const READY_LIMIT: f64 = 60.0;
 const STABLE: f64 = 12.0;
 /// Seconds after which the script stops waiting for the service manager.
 const RESTART_LIMIT: f64 = 150.0;
@@ -28,12 +29,14 @@ const DRAINING_BEYOND: f64 = 60.0;
 /// Execution time-outs outside this range silently become an hour (SSM agent).
 const EXECUTION_TIMEOUT: (f64, f64) = (5.0, 172_800.0);
 const EXECUTION_TIMEOUT_OTHERWISE: f64 = 3600.0;
-/// Bytes of output that SSM keeps of a step.
-pub(crate) const OUTPUT_LIMIT: usize = 2500;
-/// Bytes of the script's line.
-const LINE_LIMIT: usize = 1000;
-/// What stands between standard output and standard error.
+/// Bytes of output that SSM keeps of a step (SSM agent).
+const OUTPUT_LIMIT: usize = 2500;
+/// Characters that the script takes of the version file, so that its line stays within 1,000 bytes.
+const VERSION_LIMIT: usize = 64;
+/// What stands between standard output and standard error, and behind each that was cut (SSM agent).
 const ERROR_SEPARATOR: &str = "\n----------ERROR-------\n";
+const OUTPUT_CUT: &str = "\n---Output truncated---";
+const ERROR_CUT: &str = "\n---Error truncated---";
 
 /// What the function asks of the script, read from the document's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -88,10 +91,12 @@ enum Phase {
     /// The foreign document does whatever it does.
     Elsewhere,
     WaitingForLock,
-    /// The agent is to be left alone; its health is being proven.
+    /// The agent's health is being proven, whether it was restarted or is to be left alone: one that is
+    /// not ready yet has until `deadline`, and must then stand.
     Proving {
         result: &'static str,
-        master: f64,
+        master: Option<f64>,
+        deadline: f64,
     },
     Looking {
         quiet: u32,
@@ -101,13 +106,13 @@ enum Phase {
         done: f64,
         began: f64,
         was_running: bool,
-    },
-    /// A new master must stand.
-    Stabilising {
-        was_running: bool,
+        /// An earlier restart still drains: this order is merged with it, and the master changes once.
+        merged: bool,
     },
     /// The script has ended, and the restart has not.
-    Draining,
+    Draining {
+        merged: bool,
+    },
 }
 
 /// The outcome of a script.
@@ -219,7 +224,7 @@ impl Runs {
                 let total = run.start.delivery_timeout + execution_timeout(&run.start.order);
                 run.start.sent + self.hastened(total)
             }
-            Phase::Draining => f64::INFINITY,
+            Phase::Draining { .. } => f64::INFINITY,
             _ => run.began + self.hastened(execution_timeout(&run.start.order)),
         }
     }
@@ -246,8 +251,8 @@ impl Runs {
     }
 
     fn decide(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
-        if run.phase == Phase::Draining {
-            if let Some(host) = host(state, run) {
+        if let Phase::Draining { merged } = run.phase {
+            if let Some(host) = host(state, run).filter(|host| !merged && is_up(host)) {
                 replace_agent(&mut host.agent, now);
             }
             return Next::End;
@@ -258,10 +263,10 @@ impl Runs {
         if micros(now) >= micros(self.limit(run)) {
             return self.killed(id, run, now, state);
         }
-        let Some(host) = host(state, run).filter(|host| picks_up(host)) else {
-            // The machine went away in mid-run: nobody reports until SSM's time-out.
-            return Next::Wake(f64::INFINITY);
-        };
+        if !host(state, run).is_some_and(|host| picks_up(host)) {
+            // The machine went away in mid-run: nobody reports until it is back, or SSM's time-out.
+            return Next::Wake(now + self.hastened(RETRY));
+        }
         match run.phase {
             Phase::Elsewhere => {
                 end(
@@ -276,25 +281,16 @@ impl Runs {
                 Next::End
             }
             Phase::WaitingForLock => self.lock(id, run, now, state),
-            Phase::Proving { result, master } => {
-                let verdict = proof(&host.agent, master, result);
-                self.finish(run, now, state, verdict)
-            }
+            Phase::Proving {
+                result,
+                master,
+                deadline,
+            } => self.prove(run, (result, master, deadline), now, state),
             Phase::Looking { quiet } => self.look(run, quiet, now, state),
-            Phase::Restarting {
-                done,
-                began,
-                was_running,
-            } => self.restarted(id, run, (done, began, was_running), now, state),
-            Phase::Stabilising { was_running } => {
-                let verdict = proof(
-                    &host.agent,
-                    host.agent.started_at,
-                    if was_running { "restarted" } else { "started" },
-                );
-                self.finish(run, now, state, verdict)
+            Phase::Restarting { .. } => self.restarted(id, run, now, state),
+            Phase::Hanging | Phase::Undelivered | Phase::Draining { .. } => {
+                Next::Wake(f64::INFINITY)
             }
-            Phase::Hanging | Phase::Undelivered | Phase::Draining => Next::Wake(f64::INFINITY),
         }
     }
 
@@ -311,9 +307,18 @@ impl Runs {
             );
             return Next::End;
         }
-        let Some(host) = host(state, run).filter(|host| picks_up(host) && host.answer.is_none())
+        // What has not begun within the delivery time-out will not (API_SendCommand), and yet stays open
+        // until the execution time-out is over as well.
+        let expires = run.start.sent + self.hastened(run.start.delivery_timeout);
+        let expired = micros(now) >= micros(expires);
+        let Some(host) =
+            host(state, run).filter(|host| !expired && picks_up(host) && host.answer.is_none())
         else {
-            return Next::Wake(now + self.hastened(DELIVERY_RETRY));
+            if let Some(invocation) = invocation(state, run) {
+                invocation.status = "Delayed".to_owned();
+                invocation.status_details = "Delayed".to_owned();
+            }
+            return Next::Wake(now + self.hastened(RETRY));
         };
         let (platform, agent) = (host.platform.clone(), host.agent.clone());
         run.began = now;
@@ -332,10 +337,6 @@ impl Runs {
             return Next::End;
         }
         match agent.fault {
-            Some(AgentFault::Hangs) => {
-                run.phase = Phase::Hanging;
-                Next::Wake(f64::INFINITY)
-            }
             Some(AgentFault::NotRoot) => self.finish(
                 run,
                 now,
@@ -364,15 +365,29 @@ impl Runs {
             String::new(),
         );
         match run.phase {
-            Phase::Restarting { done, .. } => self.leave_draining(id, run, now, done),
+            Phase::Restarting { done, merged, .. } => {
+                self.leave_draining(id, run, now, (done, merged))
+            }
             _ => Next::End,
         }
     }
 
-    fn leave_draining(&mut self, id: u64, run: &mut Run, now: f64, done: f64) -> Next {
+    fn leave_draining(&mut self, id: u64, run: &mut Run, now: f64, rest: (f64, bool)) -> Next {
         self.release(id, run, now);
-        run.phase = Phase::Draining;
+        let (done, merged) = rest;
+        run.phase = Phase::Draining { merged };
         Next::Wake(done)
+    }
+
+    /// When the restart ends that an earlier script left behind on this host.
+    fn left_behind(&self, run: &Run) -> Option<f64> {
+        self.open
+            .values()
+            .filter(|other| other.phase == Phase::Draining { merged: false })
+            .find(|other| {
+                other.start.region == run.start.region && other.start.instance == run.start.instance
+            })
+            .map(|other| seconds(other.wake))
     }
 
     /// Takes the host's lock or waits for it within the script's patience, then decides.
@@ -399,6 +414,10 @@ impl Runs {
         let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
             return Next::End;
         };
+        if agent.fault == Some(AgentFault::Hangs) {
+            run.phase = Phase::Hanging;
+            return Next::Wake(f64::INFINITY);
+        }
         if agent.fault == Some(AgentFault::PreflightFailed) {
             let detail = "codedeploy-agent status exits 1: a new agent would not start; this one is left alone";
             return self.finish(
@@ -421,14 +440,46 @@ impl Runs {
         match left_alone {
             Some(result) => {
                 run.memory_before = agent.memory_kib;
-                run.phase = Phase::Proving {
-                    result,
-                    master: agent.started_at,
-                };
-                Next::Wake(now + self.hastened(STABLE))
+                self.watch(run, result, now, state)
             }
             None => self.look(run, 0, now, state),
         }
+    }
+
+    /// Begins the proof of an agent's health.
+    fn watch(&self, run: &mut Run, result: &'static str, now: f64, state: &mut State) -> Next {
+        let deadline = now + self.hastened(READY_LIMIT);
+        self.prove(run, (result, None, deadline), now, state)
+    }
+
+    /// A ready agent must stand; one that is not has some time to become it.
+    fn prove(
+        &self,
+        run: &mut Run,
+        proof_of: (&'static str, Option<f64>, f64),
+        now: f64,
+        state: &mut State,
+    ) -> Next {
+        let (result, master, deadline) = proof_of;
+        let Some(agent) = host(state, run).map(|host| &host.agent) else {
+            return Next::End;
+        };
+        let ready = agent.running && agent.fault != Some(AgentFault::AgentUnhealthy);
+        if master.is_some() || (!ready && micros(now) >= micros(deadline)) {
+            let verdict = proof(agent, master, result);
+            return self.finish(run, now, state, verdict);
+        }
+        run.phase = Phase::Proving {
+            result,
+            master: ready.then_some(agent.started_at),
+            deadline,
+        };
+        let look = (now + self.hastened(LOOK_EVERY)).min(deadline);
+        Next::Wake(if ready {
+            now + self.hastened(STABLE)
+        } else {
+            look
+        })
     }
 
     /// Looks whether the host is quiet; three such looks in a row let the restart begin.
@@ -472,7 +523,9 @@ impl Runs {
         };
         run.memory_before = if agent.running { agent.memory_kib } else { 0 };
         let limit = now + self.hastened(RESTART_LIMIT);
+        let left_behind = self.left_behind(run);
         let done = match agent.fault {
+            _ if left_behind.is_some() => left_behind.unwrap_or(now),
             Some(AgentFault::ServiceManagerFailed) => now + self.hastened(SERVICE_MANAGER_FAILS),
             Some(AgentFault::Draining) if agent.running => {
                 drained(&agent.busy, now).unwrap_or(limit + self.hastened(DRAINING_BEYOND))
@@ -484,20 +537,22 @@ impl Runs {
             done,
             began: now,
             was_running: agent.running,
+            merged: left_behind.is_some(),
         };
         Next::Wake(done.min(limit))
     }
 
     /// The service manager is done, or the script's patience with it is.
-    fn restarted(
-        &mut self,
-        id: u64,
-        run: &mut Run,
-        ordered: (f64, f64, bool),
-        now: f64,
-        state: &mut State,
-    ) -> Next {
-        let (done, began, was_running) = ordered;
+    fn restarted(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let Phase::Restarting {
+            done,
+            began,
+            was_running,
+            merged,
+        } = run.phase
+        else {
+            return Next::End;
+        };
         if micros(now) < micros(done) {
             if micros(now) < micros(began + self.hastened(RESTART_LIMIT)) {
                 return Next::Wake(done.min(began + self.hastened(RESTART_LIMIT)));
@@ -506,12 +561,13 @@ impl Runs {
                 "the old agent still drains after {RESTART_LIMIT} s; the restart completes by itself"
             );
             self.finish(run, now, state, Verdict::new(34, "draining", detail));
-            return self.leave_draining(id, run, now, done);
+            return self.leave_draining(id, run, now, (done, merged));
         }
         let Some(host) = host(state, run) else {
             return Next::End;
         };
         match host.agent.fault {
+            _ if merged => {}
             Some(AgentFault::ServiceManagerFailed) => {
                 stop_agent(&mut host.agent);
                 let detail = "systemctl restart codedeploy-agent exits 1: start request repeated too quickly";
@@ -526,8 +582,8 @@ impl Runs {
             Some(AgentFault::OldAgentSurvived) if was_running => {}
             _ => replace_agent(&mut host.agent, now),
         }
-        run.phase = Phase::Stabilising { was_running };
-        Next::Wake(now + self.hastened(STABLE))
+        let result = if was_running { "restarted" } else { "started" };
+        self.watch(run, result, now, state)
     }
 
     /// Prints the script's line and ends the invocation; the run ends with it.
@@ -540,13 +596,13 @@ impl Runs {
         } else {
             "\n"
         };
-        let memory_now = if host.agent.running {
+        let memory_now = if host.agent.installed && host.agent.running {
             host.agent.memory_kib
         } else {
             0
         };
-        let version = if host.agent.installed {
-            host.agent.version.clone()
+        let version: String = if host.agent.installed {
+            host.agent.version.chars().take(VERSION_LIMIT).collect()
         } else {
             String::new()
         };
@@ -566,7 +622,6 @@ impl Runs {
             detail: &ascii(&verdict.detail),
         };
         let mut stdout = serde_json::to_string(&line).unwrap_or_default();
-        stdout.truncate(LINE_LIMIT);
         stdout.push_str(end_of_line);
         let output = step_output(&stdout, verdict.code);
         let status = if verdict.code == 0 {
@@ -579,38 +634,70 @@ impl Runs {
     }
 }
 
-/// What SSM shows of a step: standard output and error in 2,500 bytes.
+/// What SSM shows of a step. An exit code other than 0 is told in the error part.
 fn step_output(stdout: &str, code: i64) -> String {
     if code == 0 {
-        return truncated(stdout);
+        return joined(stdout.as_bytes(), b"");
     }
-    truncated(&format!(
-        "{stdout}{ERROR_SEPARATOR}failed to run commands: exit status {code}"
-    ))
+    let error = format!("failed to run commands: exit status {code}");
+    joined(stdout.as_bytes(), error.as_bytes())
 }
 
-/// At most 2,500 bytes, cut where a character ends.
+/// A step's output as SSM shows it, of a text that may hold both parts already.
 pub(crate) fn truncated(text: &str) -> String {
-    text[..text.floor_char_boundary(OUTPUT_LIMIT)].to_owned()
+    let (stdout, stderr) = text.split_once(ERROR_SEPARATOR).unwrap_or((text, ""));
+    joined(stdout.as_bytes(), stderr.as_bytes())
+}
+
+/// Standard output and error in 2,500 bytes, as the SSM agent joins and cuts them: by the byte, so that a
+/// character may break. When both are long, each gets half.
+fn joined(stdout: &[u8], stderr: &[u8]) -> String {
+    let separator = if stderr.is_empty() {
+        ""
+    } else {
+        ERROR_SEPARATOR
+    };
+    let space = OUTPUT_LIMIT - separator.len();
+    let (whole_out, whole_error) = (stdout.len(), stderr.len());
+    let (out, error) = if whole_out + whole_error < space {
+        (whole_out, whole_error)
+    } else if whole_out > space / 2 && whole_error > space / 2 {
+        let half = (space - OUTPUT_CUT.len() - ERROR_CUT.len()) / 2;
+        (half, half)
+    } else if whole_out < space / 2 {
+        (whole_out, space - ERROR_CUT.len() - whole_out)
+    } else {
+        (space - OUTPUT_CUT.len() - whole_error, whole_error)
+    };
+    let cut = |kept: usize, whole: usize, mark: &'static str| if kept < whole { mark } else { "" };
+    [
+        &stdout[..out.min(whole_out)],
+        cut(out, whole_out, OUTPUT_CUT).as_bytes(),
+        separator.as_bytes(),
+        &stderr[..error.min(whole_error)],
+        cut(error, whole_error, ERROR_CUT).as_bytes(),
+    ]
+    .into_iter()
+    .map(String::from_utf8_lossy)
+    .collect()
 }
 
 /// The proof that an agent is healthy: one master, the one that was met, and a poller that stays.
-fn proof(agent: &Agent, master: f64, result: &'static str) -> Verdict {
+fn proof(agent: &Agent, master: Option<f64>, result: &'static str) -> Verdict {
     if !agent.running {
         return Verdict::new(32, "agent-down", "no master process runs");
     }
     if agent.fault == Some(AgentFault::AgentUnhealthy) {
         return Verdict::new(33, "agent-unhealthy", "poller restarts every 5 s");
     }
-    let restarted = matches!(result, "restarted" | "started");
-    if restarted && agent.fault == Some(AgentFault::OldAgentSurvived) {
+    if result == "restarted" && agent.fault == Some(AgentFault::OldAgentSurvived) {
         return Verdict::new(
             31,
             "old-agent-survived",
             "the old master still runs after the restart",
         );
     }
-    if (agent.started_at - master).abs() > f64::EPSILON {
+    if master.is_some_and(|master| (agent.started_at - master).abs() > f64::EPSILON) {
         return Verdict::new(
             33,
             "agent-unhealthy",
@@ -634,7 +721,12 @@ fn stop_agent(agent: &mut Agent) {
 
 /// Whether the SSM agent there takes commands and reports.
 fn picks_up(host: &Host) -> bool {
-    !host.offline && matches!(host.state.as_str(), "running" | "pending")
+    !host.offline && is_up(host)
+}
+
+/// Whether the machine runs.
+fn is_up(host: &Host) -> bool {
+    matches!(host.state.as_str(), "running" | "pending")
 }
 
 fn within(periods: &[[f64; 2]], now: f64) -> bool {

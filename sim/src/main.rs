@@ -1,6 +1,5 @@
 //! The command line of the simulated AWS.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,11 +14,14 @@ usage: sim serve --world FILE [--port N] [--speed N]
 
   --world FILE  the world as JSON; sim/README.md explains every field, sim/worlds/example.json is one
   --port N      0 to 65535 on 127.0.0.1; 0, the default, takes any that is free
-  --speed N     makes every duration of the world N times shorter; 1 is the default
+  --speed N     makes every duration of the world N times shorter, up to 10000; 1 is the default
   --help        this text
 
 It prints one line when it is ready, answers GET /_sim/state with the world's state as JSON,
 and ends on SIGINT or SIGTERM.";
+
+/// The greatest speed: beyond it the moments of a world can no longer be told apart.
+const FASTEST: f64 = 10_000.0;
 
 /// What the arguments ask for.
 #[derive(Debug, PartialEq)]
@@ -88,9 +90,9 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Order, String> {
                 speed = value
                     .parse()
                     .ok()
-                    .filter(|speed: &f64| speed.is_finite() && *speed > 0.0)
+                    .filter(|speed: &f64| *speed > 0.0 && *speed <= FASTEST)
                     .ok_or_else(|| {
-                        format!("--speed {value:?}: give a number above 0, such as 10")
+                        format!("--speed {value:?}: give a number above 0 and up to {FASTEST}, such as 10")
                     })?;
             }
         }
@@ -124,11 +126,18 @@ fn read(path: &str) -> Result<State, String> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         format!("the world {path} cannot be read: {error}; name a file of JSON with --world")
     })?;
-    serde_json::from_str(&text).map_err(|error| {
-        let mut problem = format!("the world {path} is not valid: {error}");
-        let _ = write!(problem, "; sim/README.md explains every field");
-        problem
-    })
+    let wrong = |problem: &str| {
+        format!("the world {path} is not valid: {problem}; sim/README.md explains every field")
+    };
+    // Otherwise an array would be read as the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(wrong("it is not a JSON object"));
+    }
+    let state: State = serde_json::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
+    match state.problems().as_slice() {
+        [] => Ok(state),
+        problems => Err(wrong(&problems.join("; "))),
+    }
 }
 
 #[expect(
@@ -168,6 +177,8 @@ mod tests {
             ("serve --world", "--world has no value"),
             ("serve --world w --port 70000", "0 to 65535"),
             ("serve --world w --speed 0", "above 0"),
+            ("serve --world w --speed -1", "above 0"),
+            ("serve --world w --speed 1e300", "up to 10000"),
             ("serve --world w --sped 2", "\"--sped\""),
         ] {
             let problem = parsed(line).unwrap_err();
@@ -182,5 +193,28 @@ mod tests {
                 .unwrap_err()
                 .contains("no-such-file.json cannot be read")
         );
+        let folder = std::env::temp_dir().join(format!("sim-worlds-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("world.json");
+        let problem = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read(path.to_str().unwrap()).unwrap_err()
+        };
+        for (text, named) in [
+            ("{ \"regions\": ", "EOF"),
+            ("{} {}", "trailing"),
+            ("[]", "not a JSON object"),
+            (r#"{ "regionz": {} }"#, "regionz"),
+            (r#"{ "latency": -5 }"#, "latency -5"),
+            (
+                r#"{ "faults": [{ "operation": "SendComand" }] }"#,
+                "\"SendComand\"; one of ListActionExecutions",
+            ),
+        ] {
+            let told = problem(text);
+            assert!(told.contains(named), "{text}: {told}");
+            assert!(told.contains("world.json is not valid"), "{text}: {told}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -228,12 +228,14 @@ impl<'a> Input<'a> {
             .collect()
     }
 
-    /// A page size within AWS's limits, or the world's own default.
+    /// The size of a page: within AWS's limits what the caller asks for, which is a maximum, less what the
+    /// world's pages fall short of it; or else the world's own default.
     pub(crate) fn page_size(
         &self,
         name: &str,
         range: (i64, i64),
         default: usize,
+        shortfall: usize,
     ) -> Result<usize, Failure> {
         let Some(size) = self.integer(name)? else {
             return Ok(default.max(1));
@@ -255,7 +257,9 @@ impl<'a> Input<'a> {
                 &format!("Member must have value less than or equal to {}", range.1),
             ));
         }
-        usize::try_from(size).map_err(|_negative| self.malformed(name))
+        usize::try_from(size)
+            .map(|size| size.saturating_sub(shortfall).max(1))
+            .map_err(|_negative| self.malformed(name))
     }
 
     /// The error for a value that breaks a constraint of the model.

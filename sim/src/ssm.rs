@@ -49,6 +49,7 @@ pub(crate) fn describe_instance_information(
         "MaxResults",
         MAX_NODES,
         context.state.page_sizes.instance_information,
+        context.state.page_shortfall,
     )?;
     let filters = inventory_filters(input)?;
     let region = context.region.to_owned();
@@ -519,6 +520,7 @@ pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<
         "MaxResults",
         MAX_INVOCATIONS,
         context.state.page_sizes.command_invocations,
+        context.state.page_shortfall,
     )?;
     let command_id = input.text("CommandId")?;
     let instance = input.text("InstanceId")?;
@@ -727,17 +729,14 @@ fn ran(context: &Context<'_>, step: &str, invocation: &Invocation) -> Value {
         "Cancelling" => "InProgress",
         other => other,
     };
+    let details = match invocation.status_details.as_str() {
+        "Delayed" => "Pending",
+        other => other,
+    };
     let output = invocation.output.as_str();
     let code = invocation.response_code;
     let times = (invocation.began_at, invocation.ended_at);
-    plugin(
-        context,
-        step,
-        (status, &invocation.status_details),
-        code,
-        times,
-        output,
-    )
+    plugin(context, step, (status, details), code, times, output)
 }
 
 /// The steps run one after the other, so that the skipped one is decided when the invocation ends.

@@ -4,13 +4,32 @@
 //! Every field has a default, and an unknown field is refused, because a mistyped one would
 //! silently describe another world. `README.md` explains each field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Seconds in ten days: how long a host's agent has been running unless the data says otherwise.
 const TEN_DAYS: f64 = 864_000.0;
+
+/// Seconds in thirty days: the longest duration that a world may name.
+const LONGEST: f64 = 2_592_000.0;
+/// The operations that the world answers.
+pub(crate) const OPERATIONS: [&str; 13] = [
+    "ListActionExecutions",
+    "GetDeployment",
+    "BatchGetDeployments",
+    "GetDeploymentGroup",
+    "ListDeployments",
+    "ListDeploymentTargets",
+    "BatchGetDeploymentTargets",
+    "DescribeAutoScalingGroups",
+    "DescribeAutoScalingInstances",
+    "DescribeInstanceInformation",
+    "SendCommand",
+    "ListCommandInvocations",
+    "Publish",
+];
 
 /// Everything there is in one AWS account.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +47,8 @@ pub struct State {
     pub invocation_lag: f64,
     /// How many items one page holds when the caller does not say.
     pub page_sizes: PageSizes,
+    /// Items by which a page falls short of the size that the caller asks for, which is a maximum.
+    pub page_shortfall: usize,
     /// Errors to answer instead of what the world would answer.
     pub faults: Vec<Fault>,
 }
@@ -41,9 +62,99 @@ impl Default for State {
             latency: 0.05,
             invocation_lag: 2.0,
             page_sizes: PageSizes::default(),
+            page_shortfall: 0,
             faults: Vec::new(),
         }
     }
+}
+
+impl State {
+    /// What in this world cannot be meant, each in one line that names the place; none when all is well.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let lags = [
+            ("latency", self.latency),
+            ("invocationLag", self.invocation_lag),
+        ];
+        problems.extend(
+            lags.into_iter()
+                .filter_map(|(name, value)| not_a_duration(name, value)),
+        );
+        let unknown = |fault: &&Fault| !OPERATIONS.contains(&fault.operation.as_str());
+        problems.extend(self.faults.iter().filter(unknown).map(|fault| {
+            format!(
+                "faults: there is no operation {:?}; one of {}",
+                fault.operation,
+                OPERATIONS.join(", ")
+            )
+        }));
+        for (name, region) in &self.regions {
+            problems.extend(
+                region
+                    .problems()
+                    .into_iter()
+                    .map(|problem| format!("{name}: {problem}")),
+            );
+        }
+        problems
+    }
+}
+
+impl Region {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let groups = self
+            .deployment_groups
+            .iter()
+            .map(|group| (&group.name, &group.style));
+        let deployments = self
+            .deployments
+            .iter()
+            .map(|deployment| (&deployment.id, &deployment.style));
+        for (name, style) in groups.chain(deployments) {
+            if !["IN_PLACE", "BLUE_GREEN"].contains(&style.as_str()) {
+                problems.push(format!("{name}: style {style:?}; IN_PLACE or BLUE_GREEN"));
+            }
+        }
+        let mut ids = BTreeSet::new();
+        for host in &self.hosts {
+            if !ids.insert(&host.id) {
+                problems.push(format!(
+                    "there are two hosts {:?}; an id names one",
+                    host.id
+                ));
+            }
+            let told = host.problems().into_iter();
+            problems.extend(told.map(|problem| format!("host {:?}: {problem}", host.id)));
+        }
+        problems
+    }
+}
+
+impl Host {
+    fn problems(&self) -> Vec<String> {
+        let durations = [
+            ("deliverySeconds", self.delivery_seconds),
+            ("restartSeconds", self.agent.restart_seconds),
+        ];
+        let mut problems: Vec<String> = durations
+            .into_iter()
+            .filter_map(|(name, value)| not_a_duration(name, value))
+            .collect();
+        for [from, to] in self.agent.busy.iter().chain(&self.agent.updates) {
+            if from > to {
+                problems.push(format!("the period [{from}, {to}] ends before it begins"));
+            }
+        }
+        problems
+    }
+}
+
+/// A duration is at least 0, and no longer than anything in the world lasts.
+fn not_a_duration(name: &str, value: f64) -> Option<String> {
+    let fits = (0.0..=LONGEST).contains(&value);
+    (!fits).then(|| format!("{name} {value}: give seconds from 0 to {LONGEST}"))
 }
 
 /// Default page sizes: small, so that a caller who reads one page only is found out.

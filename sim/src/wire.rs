@@ -416,7 +416,12 @@ fn json_reply(status: u16, body: &Value, request_id: &str) -> Reply {
 }
 
 fn query_failure(failure: &Failure, namespace: &str, request_id: &str) -> Reply {
-    let side = if failure.status < 500 {
+    // The model of Auto Scaling blames the sender for these two, whatever their status is.
+    let blamed = matches!(
+        failure.code.as_str(),
+        "ResourceContention" | "ServiceLinkedRoleFailure"
+    );
+    let side = if failure.status < 500 || blamed {
         "Sender"
     } else {
         "Receiver"

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sim::{AgentFault, Fault};
 use tokio::time::sleep;
 
-use crate::support::{EVENT_TIME, Story, id};
+use crate::support::{EVENT_TIME, REGION, Story, id};
 
 fn commands(story: &Story) -> Vec<Value> {
     story
@@ -314,4 +314,105 @@ async fn a_report_that_cannot_be_published_fails_the_invocation() {
     assert!(error.starts_with("PublishFailed: "), "{error}");
     assert!(error.contains("NotFound"), "{error}");
     assert!(error.contains(sim::TOPIC), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_page_of_every_list_is_read() {
+    let story = Story::of(7).given(|state| {
+        // AWS may give fewer items than asked for: here it gives one, or two where nobody asks.
+        state.page_shortfall = 99;
+        state.page_sizes = sim::PageSizes {
+            deployments: 2,
+            deployment_targets: 2,
+            auto_scaling_instances: 1,
+            ..sim::PageSizes::default()
+        };
+        let region = state.region(REGION);
+        // The CodeDeploy action stands on the last page.
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        for n in 0..4 {
+            actions.push(sim::Action {
+                action: format!("Build{n}"),
+                category: "Build".to_owned(),
+                provider: "CodeBuild".to_owned(),
+                ..sim::Action::default()
+            });
+        }
+        // Members stand in groups of one or two, the targets six and seven in none.
+        let members = region.auto_scaling_groups.remove(0).instances;
+        for (n, members) in members[..5].chunks(2).enumerate() {
+            let name = format!("web-{n}");
+            region.auto_scaling_groups.push(sim::AutoScalingGroup {
+                name: name.clone(),
+                instances: members.to_vec(),
+            });
+            region.deployment_groups[0].auto_scaling_groups.push(name);
+        }
+        region.deployment_groups[0].auto_scaling_groups.remove(0);
+        region.auto_scaling_groups.push(sim::AutoScalingGroup {
+            name: "another".to_owned(),
+            instances: members[5..].to_vec(),
+        });
+        // Running deployments, all made by Auto Scaling: they do not count.
+        for n in 0..3 {
+            region.deployments.push(sim::Deployment {
+                id: format!("d-LAUNCH00{n}"),
+                application: sim::APPLICATION.to_owned(),
+                deployment_group: sim::DEPLOYMENT_GROUP.to_owned(),
+                status: "InProgress".to_owned(),
+                creator: "autoscaling".to_owned(),
+                ..sim::Deployment::default()
+            });
+        }
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 7}));
+    for operation in [
+        "ListActionExecutions",
+        "ListDeployments",
+        "ListDeploymentTargets",
+        "DescribeAutoScalingGroups",
+        "DescribeAutoScalingInstances",
+        "DescribeInstanceInformation",
+    ] {
+        assert!(story.count(operation) > 1, "{operation} has pages");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_deliveries_at_the_same_time_restart_nobody_twice() {
+    let story = Story::of(5);
+    let (first, second) = tokio::join!(story.run(), story.run());
+    for told in [&first, &second] {
+        assert_eq!(told.answer["result"], "ok", "{:#}", told.answer);
+    }
+    story.world.with(|state| {
+        for n in 1..=5 {
+            assert_eq!(state.host(&id(n)).agent.restarts.len(), 1);
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_never_come_end_in_a_report_before_the_deadline() {
+    for operation in [
+        "ListActionExecutions",
+        "ListDeployments",
+        "GetDeploymentGroup",
+    ] {
+        let story = Story::of(2).given(|state| {
+            state.faults.push(Fault {
+                operation: operation.to_owned(),
+                code: Some("InternalFailure".to_owned()),
+                status: Some(500),
+                times: 1_000,
+                ..Fault::default()
+            });
+        });
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "attention", "{operation}");
+        assert_eq!(told.answer["notified"], true, "{operation}");
+        let elapsed = story.world.now() - EVENT_TIME;
+        assert!(elapsed < 330.0, "{operation}: {elapsed} s");
+    }
 }

@@ -98,7 +98,7 @@ async fn chat_gets_a_card_and_a_telephone_a_line() {
     assert!(text.chars().count() <= 140);
     assert_eq!(
         text,
-        "WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline"
+        "WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline"
     );
     assert_eq!(story.body("default"), story.body("email"));
 }
@@ -113,7 +113,7 @@ async fn a_good_end_is_told_only_when_asked_for() {
     assert_eq!(story.run().await.answer["notified"], true);
     assert_eq!(
         story.message().subject.as_deref(),
-        Some("OK: all 2 CodeDeploy agents are fine after pipeline my-pipeline")
+        Some("OK: all 2 CodeDeploy agents are fine: pipeline my-pipeline")
     );
 
     let story = Story::of(2).setting("NOTIFY_ON", "always");
@@ -191,8 +191,8 @@ fn answer(status: &str, details: &str) -> Option<Answer> {
 async fn the_mail_about_a_failed_instance() {
     let mail = mail(|host| host.agent.fault = Some(AgentFault::AgentDown)).await;
     insta::assert_snapshot!(mail, @r#"
-    CRITICAL: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    CRITICAL: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    CRITICAL: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    CRITICAL: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 failed, 2 restarted
@@ -210,8 +210,8 @@ async fn the_mail_about_a_failed_instance() {
 async fn the_mail_about_a_busy_instance() {
     let mail = mail(|host| host.agent.busy = vec![[-10.0, 9_000.0]]).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 busy, 2 restarted
@@ -233,8 +233,8 @@ async fn the_mail_about_an_unreachable_instance() {
     })
     .await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unreachable
@@ -252,8 +252,8 @@ async fn the_mail_about_an_unreachable_instance() {
 async fn the_mail_about_an_undelivered_instance() {
     let mail = mail(|host| host.offline = true).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 undelivered
@@ -271,8 +271,8 @@ async fn the_mail_about_an_undelivered_instance() {
 async fn the_mail_about_a_timed_out_instance() {
     let mail = mail(|host| host.agent.fault = Some(AgentFault::Hangs)).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 timed-out
@@ -290,8 +290,8 @@ async fn the_mail_about_a_timed_out_instance() {
 async fn the_mail_about_a_cancelled_instance() {
     let mail = mail(|host| host.answer = answer("Cancelled", "Cancelled")).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 cancelled, 2 restarted
@@ -309,8 +309,8 @@ async fn the_mail_about_a_cancelled_instance() {
 async fn the_mail_about_an_unfinished_instance() {
     let mail = mail(|host| host.answer = answer("InProgress", "InProgress")).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
+    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unfinished
@@ -362,7 +362,7 @@ async fn the_mail_when_everybody_is_fine() {
         &json!({"already-restarted": 1, "below-threshold": 1, "restarted": 2, "skipped": 1, "started": 1})
     );
     insta::assert_snapshot!(story.body("email"), @r#"
-    OK: all 6 CodeDeploy agents are fine after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    OK: all 6 CodeDeploy agents are fine: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started
@@ -382,7 +382,7 @@ async fn the_mail_about_a_problem() {
     });
     story.run().await;
     insta::assert_snapshot!(story.body("email"), @r#"
-    WARNING: not every CodeDeploy agent could be treated after pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    WARNING: not every CodeDeploy agent could be treated: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5
