@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hold recorded exchanges with the simulated AWS against botocore's service models.
 
-    check_transcripts.py [--require-operations] [--unknown-enums-allowed]
+    check_transcripts.py [--require-operations] [--invented WORD,WORD...]
                          [--refused-requests-allowed] DIR...
 
 Every *.jsonl file below each DIR is read; every line is one exchange:
@@ -109,8 +109,8 @@ COMMON_QUERY_ERRORS = COMMON_ERRORS | {
 # Common errors that AWS sends without any text.
 ERRORS_WITHOUT_TEXT = {"SerializationException", "UnknownOperationException"}
 
-# Enumerations whose answers may hold a value that the model does not know, when
-# --unknown-enums-allowed is given: the simulator is told to give such values on purpose,
+# Enumerations whose answers may hold a value that the model does not know, when that very
+# word is named by --invented: the simulator is told to give such values on purpose,
 # because AWS adds values before an SDK knows them and the restarter has to show them.
 # Each entry names the operation and the shape of the enumeration; they are counted.
 UNKNOWN_ENUMS = {
@@ -1008,8 +1008,8 @@ CREDENTIAL = re.compile(r"Credential=[^/]+/\d{8}/([^/]+)/([^/]+)/aws4_request")
 class Checker:
     """Collects what a run of exchanges breaks. Identical bodies are judged once."""
 
-    def __init__(self, unknown_enums_allowed=False, refused_requests_allowed=False):
-        self.unknown_enums_allowed = unknown_enums_allowed
+    def __init__(self, invented=(), refused_requests_allowed=False):
+        self.invented = frozenset(invented)
         self.refused_requests_allowed = refused_requests_allowed
         self.exchanges = 0
         self.requests, self.answers, self.unanswered = Counter(), Counter(), Counter()
@@ -1088,7 +1088,7 @@ class Checker:
 
     def _answer_problem(self, key, problem, where):
         kind, path, _, example = problem
-        if kind.startswith("enum:") and self.unknown_enums_allowed:
+        if kind.startswith("enum:") and example in self.invented:
             if kind[len("enum:"):] in UNKNOWN_ENUMS.get(key, ()):
                 self.unknown_enums[(*key, path, example)] += 1
                 return
@@ -1204,13 +1204,13 @@ def main(arguments=None, write=print):
     parser.add_argument("directories", nargs="+", metavar="DIR")
     parser.add_argument("--require-operations", action="store_true",
                         help="fail when one of the 13 operations was never answered successfully")
-    parser.add_argument("--unknown-enums-allowed", action="store_true",
-                        help="count unknown values of the enumerations listed in UNKNOWN_ENUMS")
+    parser.add_argument("--invented", default="", metavar="WORD,WORD...",
+                        help="count these unknown values of the enumerations listed in UNKNOWN_ENUMS")
     parser.add_argument("--refused-requests-allowed", action="store_true",
                         help="count requests outside the model that were answered with a 4xx error")
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    checker = Checker(options.unknown_enums_allowed, options.refused_requests_allowed)
+    checker = Checker(options.invented.split(","), options.refused_requests_allowed)
     files = sum(checker.read(directory) for directory in options.directories)
     checker.finish(options.require_operations)
     print_table(checker, write)
