@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::{Region, SdkConfig};
-use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition};
+use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_ssm::config::timeout::TimeoutConfig;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 use tokio::time::Instant;
+
+use crate::text::plain;
 
 /// Connecting to an endpoint may take this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +35,6 @@ const MAX_MESSAGE: usize = 400;
 #[derive(Debug)]
 pub struct Clients {
     config: SdkConfig,
-    partition: RetryPartition,
     regions: Mutex<BTreeMap<String, RegionClients>>,
 }
 
@@ -75,9 +76,6 @@ impl Clients {
             .build();
         Self {
             config,
-            // The SDK's retry budget is shared by the whole process unless it is named: ours belongs to
-            // these clients, so that nothing else in the process can use it up.
-            partition: RetryPartition::custom("codedeploy-agent-restarter").build(),
             regions: Mutex::new(BTreeMap::new()),
         }
     }
@@ -106,7 +104,7 @@ impl Clients {
             ($sdk:ident) => {
                 $sdk::Client::from_conf(
                     $sdk::config::Builder::from(&config)
-                        .retry_partition(self.partition.clone())
+                        .retry_partition(without_budget())
                         .build(),
                 )
             };
@@ -121,6 +119,15 @@ impl Clients {
             next_ssm_call: Arc::new(Mutex::new(Instant::now())),
         }
     }
+}
+
+/// The SDK takes retries out of a budget that all clients of a process share and that does not refill by
+/// itself: a region that is down would leave none for the report's `Publish`. The attempts of each call are
+/// limited already.
+fn without_budget() -> RetryPartition {
+    RetryPartition::custom("codedeploy-agent-restarter")
+        .token_bucket(TokenBucket::unlimited())
+        .build()
 }
 
 impl RegionClients {
@@ -187,7 +194,7 @@ impl CallError {
             operation,
             resource: resource.into(),
             code,
-            message: message.chars().take(MAX_MESSAGE).collect(),
+            message: plain(&message, MAX_MESSAGE),
         }
     }
 
@@ -231,7 +238,7 @@ impl CallError {
             | "AccessDeniedException"
             | "UnauthorizedOperation"
             | "AuthorizationError" => {
-                format!("allow {operation} on {resource} in the function's role")
+                format!("allow {operation} in the function's role, for {resource}")
             }
             "InvalidDocument" | "InvalidDocumentVersion" => {
                 format!("create the restart document in that region under the name {resource}")
@@ -268,13 +275,28 @@ where
     error.source().map_or_else(|| error.to_string(), innermost)
 }
 
-/// Reads every page of a paged call. `fetch` gets the token of the page (none for the first) and gives its
-/// items with the token of the next.
+/// Reads every page of a paged call. See [`first_pages`].
 ///
 /// # Errors
 /// The first page's error, or one of our own when the paging does not end.
 pub async fn pages<T, F>(
     operation: &'static str,
+    fetch: impl FnMut(Option<String>) -> F,
+) -> Result<Vec<T>, CallError>
+where
+    F: Future<Output = Result<(Vec<T>, Option<String>), CallError>>,
+{
+    first_pages(operation, usize::MAX, fetch).await
+}
+
+/// Reads pages of a paged call until there are `enough` items or no more pages. `fetch` gets the token of the page (none for the first) and gives its
+/// items with the token of the next.
+///
+/// # Errors
+/// The first page's error, or one of our own when the paging does not end.
+pub async fn first_pages<T, F>(
+    operation: &'static str,
+    enough: usize,
     mut fetch: impl FnMut(Option<String>) -> F,
 ) -> Result<Vec<T>, CallError>
 where
@@ -286,7 +308,7 @@ where
         let (page, next) = fetch(token).await?;
         items.extend(page);
         token = next.filter(|token| !token.is_empty());
-        if token.is_none() {
+        if token.is_none() || items.len() >= enough {
             return Ok(items);
         }
     }

@@ -21,10 +21,10 @@ const PUBLISH_RESERVE: Duration = Duration::from_secs(3);
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// Reads an RFC 3339 time. `None` when it is none, or when it lies before 1970.
+    /// Reads an RFC 3339 time, rounded up to a second. `None` when it is none, or when it lies before 1970.
     pub fn parse(text: &str) -> Option<Self> {
         let time = DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?;
-        u64::try_from(time.secs()).ok().map(Self)
+        (time.secs() >= 0).then(|| Self::rounded_up(&time))
     }
 
     /// The SDK's time, rounded *up* to a second: a later `triggeredAt` can only cause a needless restart,
@@ -80,9 +80,9 @@ impl Clock {
         Timestamp((self.received_at + self.received.elapsed()).as_secs())
     }
 
-    /// The moment at which the event was received.
+    /// The moment at which the event was received, rounded up to a second.
     pub fn received_at(&self) -> Timestamp {
-        Timestamp(self.received_at.as_secs())
+        Timestamp(self.received_at.as_secs() + u64::from(self.received_at.subsec_nanos() > 0))
     }
 
     /// Until when instances may be waited for: the deadline less what the report needs.
@@ -112,7 +112,9 @@ mod tests {
         let time = Timestamp::parse("2026-11-21T10:15:30Z").unwrap();
         assert_eq!(time.to_string(), "2026-11-21T10:15:30Z");
         assert_eq!(Timestamp::parse("2026-11-21T11:15:30+01:00"), Some(time));
+        assert_eq!(Timestamp::parse("2026-11-21T10:15:29.1Z"), Some(time));
         assert_eq!(Timestamp::parse("1969-12-31T23:59:59Z"), None);
+        assert_eq!(Timestamp::parse("1969-12-31T23:59:59.9Z"), None);
         assert_eq!(Timestamp::parse("yesterday"), None);
     }
 

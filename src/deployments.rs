@@ -13,7 +13,7 @@ use aws_sdk_codepipeline::types::{
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::aws::{CallError, Clients, RegionClients, pages};
+use crate::aws::{CallError, Clients, RegionClients, first_pages, pages};
 use crate::clock::{Clock, Timestamp};
 use crate::outcome::Problem;
 use crate::settings::is_region;
@@ -113,7 +113,8 @@ pub enum Found {
 }
 
 /// Finds the deployment groups that an order concerns. Never fails: what AWS refuses becomes a problem.
-pub async fn find(clients: &Clients, order: &Order, home: &Home) -> Found {
+/// What has no answer by then is a problem of its own, so that one region that hangs does not stop the rest.
+pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) -> Found {
     if order.account != home.account {
         return Found::Groups {
             groups: Vec::new(),
@@ -130,7 +131,13 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home) -> Found {
         Subject::Pipeline {
             pipeline,
             execution_id,
-        } => match of_pipeline(clients, order, home, pipeline, execution_id).await {
+        } => match timeout_at(
+            by,
+            of_pipeline(clients, order, home, pipeline, execution_id),
+        )
+        .await
+        .unwrap_or_else(|_| Err(Problem::out_of_time("deployments")))
+        {
             Ok(Actions::None(reason)) => return Found::Nothing(reason),
             Ok(Actions::Some { wanted, problem }) => (wanted, problem),
             Err(problem) => (BTreeMap::new(), Some(problem)),
@@ -161,7 +168,7 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home) -> Found {
     let resolved = join_all(
         wanted
             .into_iter()
-            .map(|(name, ids)| resolve(clients, order, name, ids)),
+            .map(|(name, ids)| resolve(clients, order, name, ids, by)),
     )
     .await;
 
@@ -182,7 +189,7 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home) -> Found {
 
 fn other_account(what: &str, account: &str, home: &Home) -> Problem {
     Problem::new(
-        "trigger",
+        "deployments",
         "OtherAccount",
         format!(
             "{what} belongs to account {account}, this function to {}; no call was made",
@@ -217,13 +224,21 @@ async fn of_pipeline(
             .await
             .map_err(|error| Problem::of_call("deployments", &error))?;
         let newest = newest_per_action(rows.iter().filter(|row| is_codedeploy(row)));
-        let settled = newest
-            .values()
-            .all(|row| row.status() != Some(&ActionExecutionStatus::InProgress));
+        // A status that is newer than this function is no end either.
+        let settled = newest.values().all(|row| {
+            matches!(
+                row.status(),
+                Some(
+                    ActionExecutionStatus::Succeeded
+                        | ActionExecutionStatus::Failed
+                        | ActionExecutionStatus::Abandoned
+                )
+            )
+        });
         if !rows.is_empty() && settled {
             break newest.into_values().cloned().collect::<Vec<_>>();
         }
-        if Instant::now() + LIST_LAG_PAUSE > give_up {
+        if Instant::now() >= give_up {
             return Err(Problem::new(
                 "deployments",
                 "ActionsNotListed",
@@ -233,7 +248,7 @@ async fn of_pipeline(
                     if rows.is_empty() {
                         "no action"
                     } else {
-                        "a CodeDeploy action as running"
+                        "a CodeDeploy action that has not ended"
                     },
                     LIST_LAG_LIMIT.as_secs(),
                 ),
@@ -391,17 +406,22 @@ async fn resolve(
     order: &Order,
     name: GroupName,
     mut ids: Vec<String>,
+    by: Instant,
 ) -> Resolved {
     ids.sort();
     ids.dedup();
     let client = clients.in_region(&name.region);
-    let deployments = if ids.is_empty() {
-        last_successful(&client, &name).await
-    } else {
+    let get = async {
+        if ids.is_empty() {
+            return last_successful(&client, &name).await;
+        }
         try_join_all(ids.iter().map(|id| get_deployment(&client, id)))
             .await
             .map_err(|error| Problem::of_call("deployments", &error))
     };
+    let deployments = timeout_at(by, get)
+        .await
+        .unwrap_or_else(|_| Err(Problem::out_of_time("deployments")));
     match deployments.and_then(|infos| read_group(order, &name, infos)) {
         Ok(Ok(group)) => Resolved::Ours(group),
         Ok(Err(reason)) => Resolved::NotOurs(reason),
@@ -448,7 +468,7 @@ fn read_group(
                     name.application,
                     name.deployment_group
                 ),
-                "give the deployment's own application and deployment group",
+                "repeat by hand with the deployment's own application and deployment group",
             ));
         }
         match not_ours(info) {
@@ -515,7 +535,8 @@ async fn last_successful(
     name: &GroupName,
 ) -> Result<Vec<DeploymentInfo>, Problem> {
     let call = |error: CallError| Problem::of_call("deployments", &error);
-    let mut ids = list_deployments(client, name, &[DeploymentStatus::Succeeded])
+    let succeeded = [DeploymentStatus::Succeeded];
+    let mut ids = list_deployments(client, name, &succeeded, RECENT_DEPLOYMENTS)
         .await
         .map_err(call)?;
     ids.truncate(RECENT_DEPLOYMENTS);
@@ -545,9 +566,10 @@ async fn list_deployments(
     client: &RegionClients,
     name: &GroupName,
     statuses: &[DeploymentStatus],
+    enough: usize,
 ) -> Result<Vec<String>, CallError> {
     const OPERATION: &str = "codedeploy:ListDeployments";
-    pages(OPERATION, |token| async move {
+    first_pages(OPERATION, enough, |token| async move {
         let page = client
             .codedeploy
             .list_deployments()
@@ -642,15 +664,19 @@ async fn running_deployment(
         DeploymentStatus::Baking,
         DeploymentStatus::Ready,
     ];
-    let ids = list_deployments(client, &group.name, &statuses).await?;
+    let ids = list_deployments(client, &group.name, &statuses, usize::MAX).await?;
     if ids.is_empty() {
         return Ok(None);
     }
     let infos = get_deployments(client, &group.name, &ids).await?;
-    Ok(infos
+    // One that is listed but not described counts: nobody says that it is Auto Scaling's.
+    let not_counted: Vec<&str> = infos
         .iter()
-        .filter(|info| !by_auto_scaling(info))
+        .filter(|info| by_auto_scaling(info))
         .filter_map(|info| info.deployment_id())
-        .min()
-        .map(str::to_owned))
+        .collect();
+    Ok(ids
+        .into_iter()
+        .filter(|id| !not_counted.contains(&id.as_str()))
+        .min())
 }

@@ -17,6 +17,7 @@ use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
 use crate::deployments::{Deployment, Group, group_resource};
 use crate::outcome::{Kind, Problem};
+use crate::text::{plain, quoted};
 
 /// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
 const AUTO_SCALING_GROUPS_PAGE: i32 = 100;
@@ -26,6 +27,8 @@ const LIFECYCLE_BATCH: usize = 50;
 const INVENTORY_BATCH: usize = 50;
 /// Target ids in one `BatchGetDeploymentTargets`.
 const TARGETS_BATCH: usize = 25;
+/// Characters of an instance's name.
+const MAX_NAME: usize = 100;
 /// Seconds after which the targets of a deployment that a request names may well be gone.
 const OLD_DEPLOYMENT: u64 = 24 * 60 * 60;
 
@@ -50,8 +53,8 @@ impl Fleet {
             .collect()
     }
 
-    /// Another deployment of the group runs: nobody is restarted now.
-    pub fn wait_for(&mut self, deployment_id: &str) {
+    /// Another deployment of the group still runs: those that were to be restarted are `busy` instead.
+    pub fn mark_busy(&mut self, deployment_id: &str) {
         for instance in self.instances.values_mut() {
             if let Decision::Restart(_) = instance.decision {
                 instance.decision = Decision::Leave(
@@ -226,7 +229,7 @@ pub fn decide(candidate: &Candidate, circumstances: Circumstances) -> Decision {
         Some(Lifecycle::Unknown(state)) => {
             return Leave(
                 Kind::HeldBack,
-                format!("unknown lifecycle state {state:?}: not touched"),
+                format!("unknown lifecycle state {}: not touched", quoted(state)),
             );
         }
         None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
@@ -236,6 +239,7 @@ pub fn decide(candidate: &Candidate, circumstances: Circumstances) -> Decision {
             Some(lifecycle) => format!("{lifecycle}, online"),
             None => "online".to_owned(),
         }),
+        // Asking once more at the end, when it may be back, belongs to the restart; today it is told at once.
         Some(node) => Leave(
             Kind::Unreachable,
             match node.last_ping {
@@ -319,7 +323,7 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
 
     let asked: Vec<String> = candidates
         .values()
-        .filter(|c| is_instance_id(&c.id) && !c.is_passing())
+        .filter(|c| is_instance_id(&c.id) && !c.is_left_alone())
         .map(|c| c.id.clone())
         .collect();
     let mut nodes = describe_nodes(client, &asked).await?;
@@ -339,7 +343,10 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
                 .max()
                 .is_some_and(|completed| now.seconds_since(completed) > OLD_DEPLOYMENT),
     };
-    find_out_who_was_reached(client, group, &targets, circumstances, &mut candidates).await?;
+    // Without this answer those it is about count as unreachable, and the others go on.
+    let reached =
+        find_out_who_was_reached(client, group, &targets, circumstances, &mut candidates).await;
+    let unanswered = reached.err().map(|error| Problem::of_call("fleet", &error));
 
     let instances = candidates
         .into_values()
@@ -352,7 +359,10 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
     Ok(Fleet {
         group: group.clone(),
         instances,
-        problem: missing_groups(group, &members.missing),
+        problem: match missing_groups(group, &members.missing) {
+            Some(problem) => Some(problem.and(unanswered)),
+            None => unanswered,
+        },
     })
 }
 
@@ -366,7 +376,7 @@ impl Candidate {
         }
     }
 
-    fn is_passing(&self) -> bool {
+    fn is_left_alone(&self) -> bool {
         matches!(
             self.lifecycle,
             Some(Lifecycle::Passing(_) | Lifecycle::Unknown(_))
@@ -604,12 +614,17 @@ async fn describe_nodes_once(
 }
 
 fn read_node(info: &InstanceInformation) -> Node {
-    let text = |value: Option<&str>| value.filter(|text| !text.is_empty()).map(str::to_owned);
+    // A host chooses its own name.
+    let text = |value: Option<&str>| {
+        value
+            .map(|text| plain(text, MAX_NAME))
+            .filter(|text| !text.is_empty())
+    };
     Node {
-        ping: info
-            .ping_status()
-            .map_or("unknown", PingStatus::as_str)
-            .to_owned(),
+        ping: plain(
+            info.ping_status().map_or("unknown", PingStatus::as_str),
+            MAX_NAME,
+        ),
         last_ping: info.last_ping_date_time().map(Timestamp::rounded_up),
         name: text(info.name()).or_else(|| text(info.computer_name())),
     }
@@ -629,7 +644,7 @@ async fn find_out_who_was_reached(
     }
     let unknown: BTreeSet<String> = candidates
         .values()
-        .filter(|c| is_instance_id(&c.id) && c.node.is_none() && !c.is_passing())
+        .filter(|c| is_instance_id(&c.id) && c.node.is_none() && !c.is_left_alone())
         .filter(|c| !c.lifecycle.as_ref().is_some_and(Lifecycle::is_member))
         .map(|c| c.id.clone())
         .collect();

@@ -14,19 +14,24 @@
 //! | [`notify`], [`metrics`] | The message, and the metrics: views of the report. |
 //! | [`settings`], [`clock`], [`aws`] | What operators set, time as a parameter, the clients. |
 //!
+//! An event has Lambda's 15 minutes: at most 90 s to find groups and instances, 120 s until no other
+//! deployment of the group runs, and the rest, less 45 s for the report, to send and wait. How many
+//! instances restart at the same time, and when to stop after failures, is decided in [`restart`].
+//!
 //! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
-//! the host, by the Run Command document. So an event may be delivered twice, and a request repeated: an
-//! agent that started after the deployment is left alone.
+//! the host, by the Run Command document. So an event may be delivered twice, a request repeated, and an
+//! instance be in two groups: an agent that started after the deployment is left alone.
 //!
 //! An instance that fails is data: it stands in the report. A call that fails is a [`Problem`] of its group
-//! or of the event, and the rest goes on. [`Error`] is left for an event that cannot be read and a report
-//! that cannot be published: Lambda's retries and dead-letter queue take over.
+//! or of the event, and the rest goes on. A message is due when anything needs attention (or always, if so
+//! set), but never for ignored events and dry runs. [`Error`] is left for an event that cannot be read and a
+//! report that cannot be published: Lambda's retries and dead-letter queue take over.
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use serde_json::{Value, json};
-use tokio::time::{error::Elapsed, timeout};
+use tokio::time::{Instant, timeout};
 
 pub mod aws;
 pub mod clock;
@@ -38,6 +43,7 @@ pub mod outcome;
 pub mod report;
 pub mod restart;
 pub mod settings;
+pub mod text;
 pub mod trigger;
 
 use aws::{CallError, Clients};
@@ -104,15 +110,16 @@ impl Restarter {
     /// # Errors
     /// When the event cannot be read, or the report could not be published.
     pub async fn handle(&self, event: &Value, clock: &Clock, home: &Home) -> Result<Value, Error> {
-        let handled = self.restart(event, clock, home).await?;
+        let handled = self.carry_out(event, clock, home).await?;
         self.conclude(&handled, clock, home).await
     }
 
-    /// The first half of [`handle`](Self::handle): whose agents are meant, and what became of each.
+    /// The first half of [`handle`](Self::handle), for callers that want to see the report itself: whose
+    /// agents are meant, and what became of each.
     ///
     /// # Errors
     /// When the event cannot be read.
-    pub async fn restart(
+    pub async fn carry_out(
         &self,
         event: &Value,
         clock: &Clock,
@@ -126,7 +133,9 @@ impl Restarter {
             }
         };
         let begun = clock.elapsed();
-        let (groups, problem) = match self.find_groups(&order, home).await {
+        // Boxed futures here and below, since the compiler limits how deep they may nest.
+        let found: BoxFuture<'_, Found> = Box::pin(self.find_groups(&order, home));
+        let (groups, problem) = match found.await {
             Found::Groups { groups, problem } => (groups, problem),
             Found::Nothing(reason) => {
                 let order = Some(order);
@@ -135,13 +144,18 @@ impl Restarter {
         };
         let left = RESOLVE_LIMIT.saturating_sub(clock.elapsed() - begun);
         let dry_run = order.dry_run || self.settings.dry_run;
-        let groups = join_all(groups.into_iter().map(|group| async {
-            match group {
-                Ok(group) => self.treat(group, clock, left, dry_run).await,
-                Err(unresolved) => GroupReport::unresolved(unresolved),
-            }
-        }))
-        .await;
+        let groups = groups
+            .into_iter()
+            .map(|group| -> BoxFuture<'_, GroupReport> {
+                match group {
+                    Ok(group) => Box::pin(self.restart_group(group, clock, left, dry_run)),
+                    Err(unresolved) => {
+                        let duration = clock.elapsed() - begun;
+                        Box::pin(async move { GroupReport::unresolved(unresolved, duration) })
+                    }
+                }
+            });
+        let groups = join_all(groups).await;
         Ok(Handled::Done(Report {
             order,
             groups,
@@ -167,6 +181,9 @@ impl Restarter {
                 return Ok(json!(Answer::ignored(order.as_ref(), reason)));
             }
         };
+        for problem in report.problems() {
+            tracing::error!(step = problem.step, code = %problem.code, "{}", problem.message);
+        }
         for line in metrics::lines(report, clock.now()) {
             (self.print)(&line);
         }
@@ -184,18 +201,12 @@ impl Restarter {
     }
 
     async fn find_groups(&self, order: &Order, home: &Home) -> Found {
-        tracing::info!(time = %order.time, dry_run = order.dry_run, "{}", order.subject.words());
-        let found = deployments::find(&self.clients, order, home);
-        timeout(RESOLVE_LIMIT, found)
-            .await
-            .unwrap_or_else(|Elapsed { .. }| Found::Groups {
-                groups: Vec::new(),
-                problem: Some(out_of_time("deployments")),
-            })
+        tracing::info!(time = %order.time, "{}", order.subject.words());
+        deployments::find(&self.clients, order, home, Instant::now() + RESOLVE_LIMIT).await
     }
 
     /// The way of one deployment group. Its instances are to be found in the time that is `left`.
-    async fn treat(
+    async fn restart_group(
         &self,
         group: Group,
         clock: &Clock,
@@ -205,7 +216,9 @@ impl Restarter {
         let begun = clock.elapsed();
         let fleet = match self.find_fleet(&group, clock, left, !dry_run).await {
             Ok(fleet) => fleet,
-            Err(problem) => return GroupReport::unresolved(group.unresolved(problem)),
+            Err(problem) => {
+                return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
+            }
         };
         let results = match dry_run {
             true => None,
@@ -218,7 +231,8 @@ impl Restarter {
         GroupReport::of_fleet(fleet, results, clock.elapsed() - begun)
     }
 
-    /// The group's instances with their decisions, once no other deployment of the group runs.
+    /// The group's instances with their decisions, once no other deployment of the group runs; all `busy` if
+    /// one still does. With `patient` false nobody waits for that.
     async fn find_fleet(
         &self,
         group: &Group,
@@ -229,9 +243,9 @@ impl Restarter {
         let other = deployments::quiet(&self.clients, group, clock, patient).await?;
         let mut fleet = timeout(left, fleet::find(&self.clients, group, clock))
             .await
-            .unwrap_or_else(|Elapsed { .. }| Err(out_of_time("fleet")))?;
+            .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
         if let Some(id) = other {
-            fleet.wait_for(&id);
+            fleet.mark_busy(&id);
         }
         Ok(fleet)
     }
@@ -245,16 +259,4 @@ impl Restarter {
         notify::publish(&self.clients, &self.settings, &message, until).await?;
         Ok(true)
     }
-}
-
-fn out_of_time(step: &'static str) -> Problem {
-    Problem::new(
-        step,
-        "Timeout",
-        format!(
-            "AWS did not give the answers within {} s",
-            RESOLVE_LIMIT.as_secs()
-        ),
-        "repeat by hand",
-    )
 }

@@ -9,7 +9,6 @@ use codedeploy_agent_restarter::aws::Clients;
 use codedeploy_agent_restarter::clock::Clock;
 use codedeploy_agent_restarter::settings::{SettingProblem, Settings};
 use codedeploy_agent_restarter::trigger::Home;
-use futures_util::future::BoxFuture;
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, service_fn, tracing};
 use serde_json::Value;
 
@@ -54,9 +53,7 @@ fn read_settings() -> Result<Settings, Vec<SettingProblem>> {
 async fn answer(restarter: &Restarter, event: LambdaEvent<Value>) -> Result<Value, Diagnostic> {
     let clock = clock_of(&event.context);
     let home = home_of(&event.context, restarter);
-    // Erased: the compiler limits how deep futures nest, and the runtime's own come on top of ours.
-    let handled: BoxFuture<_> = Box::pin(restarter.handle(&event.payload, &clock, &home));
-    let answer = handled.await;
+    let answer = restarter.handle(&event.payload, &clock, &home).await;
     answer.map_err(|error| Diagnostic {
         error_type: error.kind().to_owned(),
         error_message: error.to_string(),

@@ -116,9 +116,10 @@ fn headline(report: &Report) -> String {
     let all: usize = report.groups.iter().map(|g| g.instances.len()).sum();
     let level = report.severity().word().to_uppercase();
     let what = report.order.subject.words();
-    let problem = report.problem.is_some() || report.groups.iter().any(|g| g.problem.is_some());
-    match (attention, problem) {
-        (0, false) => format!("{level}: all {all} CodeDeploy agents are fine: {what}"),
+    match (attention, report.has_problem()) {
+        (0, false) => {
+            format!("{level}: none of {all} CodeDeploy agents needs attention: {what}")
+        }
         (0, true) => format!("{level}: not every CodeDeploy agent could be treated: {what}"),
         (1, _) => format!("{level}: 1 of {all} CodeDeploy agents needs attention: {what}"),
         _ => format!("{level}: {attention} of {all} CodeDeploy agents need attention: {what}"),
@@ -327,13 +328,7 @@ fn card(report: &Report, home: &Home) -> Value {
     let mut description = String::new();
     let mut steps: Vec<String> = Vec::new();
     let mut named = 0;
-    let problems = report.problem.iter().chain(
-        report
-            .groups
-            .iter()
-            .filter_map(|group| group.problem.as_ref()),
-    );
-    for problem in problems {
+    for problem in report.problems() {
         let _ = writeln!(
             description,
             "Problem in step {}: {}: {}",
@@ -345,7 +340,9 @@ fn card(report: &Report, home: &Home) -> Value {
         let rows = group.attention();
         for (id, _, outcome) in &rows {
             if named < CARD_INSTANCES {
-                let _ = writeln!(description, "`{id}` *{}*: {}", outcome.kind, outcome.detail);
+                // What a host says may not become markup or a mention.
+                let detail = outcome.detail.replace('`', "'");
+                let _ = writeln!(description, "`{id}` *{}*: `{detail}`", outcome.kind);
             }
             named += 1;
             let step = advice(outcome).to_owned();
@@ -395,14 +392,17 @@ fn attributes(report: &Report) -> BTreeMap<&'static str, (&'static str, String)>
     if let Subject::Pipeline { pipeline, .. } = &report.order.subject {
         attributes.insert("pipeline", ("String", pipeline.clone()));
     }
+    let (application, deployment_group) = report.order.subject.group().unzip();
     let lists = [
         (
             "application",
-            names(report, |group| &group.name.application),
+            names(report, application, |group| &group.name.application),
         ),
         (
             "deploymentGroup",
-            names(report, |group| &group.name.deployment_group),
+            names(report, deployment_group, |group| {
+                &group.name.deployment_group
+            }),
         ),
     ];
     for (attribute, names) in lists {
@@ -413,9 +413,13 @@ fn attributes(report: &Report) -> BTreeMap<&'static str, (&'static str, String)>
     attributes
 }
 
-/// The distinct names of all groups, in order.
-fn names<'a>(report: &'a Report, name: impl Fn(&'a GroupReport) -> &'a String) -> Vec<&'a String> {
-    let mut names: Vec<&String> = report.groups.iter().map(name).collect();
+/// The distinct names of all groups, and of the one that was ordered.
+fn names<'a>(
+    report: &'a Report,
+    ordered: Option<&'a String>,
+    name: impl Fn(&'a GroupReport) -> &'a String,
+) -> Vec<&'a String> {
+    let mut names: Vec<&String> = report.groups.iter().map(name).chain(ordered).collect();
     names.sort();
     names.dedup();
     names

@@ -7,11 +7,14 @@ use aws_sdk_ssm::types::{CommandInvocation, CommandInvocationStatus, CommandPlug
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::aws::CallError;
+use crate::text::{plain, quoted};
 
 /// Characters of raw text that are shown when an answer is not the document's.
 const MAX_RAW: usize = 300;
 /// Characters of a detail that the document gives.
 const MAX_DETAIL: usize = 600;
+/// Characters of the agent's version.
+const MAX_VERSION: usize = 60;
 /// The version of the document's line that this function understands.
 const LINE_VERSION: u64 = 1;
 
@@ -181,7 +184,7 @@ impl Severity {
 /// A call that failed for good: its group, or the event, could not be treated as it should.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The step that failed: `trigger`, `deployments`, `quiet`, `fleet`, `send` or `poll`.
+    /// The step that failed: `deployments`, `quiet`, `fleet`, `send` or `poll`.
     pub step: &'static str,
     /// AWS's error code, or one of ours.
     pub code: String,
@@ -203,6 +206,16 @@ impl Problem {
             ),
             remedy: error.remedy(),
         }
+    }
+
+    /// A step that ran into its time limit.
+    pub fn out_of_time(step: &'static str) -> Self {
+        Self::new(
+            step,
+            "Timeout",
+            "AWS did not give the answers within this step's time limit",
+            "repeat by hand",
+        )
     }
 
     /// A problem that is not a failed call.
@@ -243,8 +256,8 @@ impl Problem {
 pub enum Progress {
     /// The command has not reached the instance, as far as Systems Manager says.
     Waiting,
-    /// The document runs.
-    Running,
+    /// The document runs; or the status is one that this function does not know, which is given.
+    Running(Option<String>),
     /// The end.
     Done(Outcome),
 }
@@ -262,39 +275,45 @@ pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
         }
         Some(CommandInvocationStatus::TimedOut) => not_ended(details, Kind::TimedOut),
         Some(CommandInvocationStatus::Cancelled) => not_ended(details, Kind::Cancelled),
-        // InProgress, Cancelling, and every status that is newer than this function.
-        _ => return Progress::Running,
+        None | Some(CommandInvocationStatus::InProgress | CommandInvocationStatus::Cancelling) => {
+            return Progress::Running(None);
+        }
+        Some(unknown) => return Progress::Running(Some(quoted(unknown.as_str()))),
     };
     let command_id = invocation.command_id().unwrap_or_default();
     Progress::Done(outcome.of_command(command_id))
 }
 
 /// `Success` and `Failed` mean that Systems Manager is done; only the document's own line says with what.
+/// Unless the details say that the document never ran.
 fn ended(details: &str, invocation: &CommandInvocation) -> Outcome {
+    match undelivered_or(details) {
+        Some(kind) => not_ended(details, kind),
+        None => of_document(details, invocation),
+    }
+}
+
+/// What the details alone decide, if they do.
+fn undelivered_or(details: &str) -> Option<Kind> {
     match squeezed(details).as_str() {
-        "success" | "failed" => of_document(invocation),
-        _ => not_ended(details, Kind::Failed),
+        "deliverytimedout" | "undeliverable" | "terminated" | "accessdenied"
+        | "invalidplatform" => Some(Kind::Undelivered),
+        "executiontimedout" => Some(Kind::TimedOut),
+        "cancelled" | "canceled" => Some(Kind::Cancelled),
+        _ => None,
     }
 }
 
 /// The reason why there is no result, by `StatusDetails`.
 fn not_ended(details: &str, otherwise: Kind) -> Outcome {
-    let kind = match squeezed(details).as_str() {
-        "deliverytimedout" | "undeliverable" | "terminated" | "accessdenied"
-        | "invalidplatform" => Kind::Undelivered,
-        "executiontimedout" => Kind::TimedOut,
-        "cancelled" | "canceled" => Kind::Cancelled,
-        _ => otherwise,
+    let kind = undelivered_or(details).unwrap_or(otherwise);
+    let what = match kind {
+        Kind::TimedOut => "the document did not end in time",
+        Kind::Cancelled => "the command was cancelled",
+        _ => "the command did not run there",
     };
-    let detail = match kind {
-        Kind::TimedOut => "the document did not end in time; Systems Manager killed it".to_owned(),
-        Kind::Cancelled => "the command was cancelled".to_owned(),
-        Kind::Undelivered => {
-            format!("Systems Manager could not run the command there: {details}")
-        }
-        _ => format!("Systems Manager reports {details:?}"),
-    };
-    Outcome::of(kind, detail)
+    let details = quoted(details);
+    Outcome::of(kind, format!("{what}; Systems Manager says {details}"))
 }
 
 /// `In Progress` and `InProgress`, `Canceled` and `canceled` are the same.
@@ -306,7 +325,7 @@ fn squeezed(details: &str) -> String {
         .collect()
 }
 
-fn of_document(invocation: &CommandInvocation) -> Outcome {
+fn of_document(details: &str, invocation: &CommandInvocation) -> Outcome {
     let plugins = invocation.command_plugins();
     let found = plugins
         .iter()
@@ -315,14 +334,18 @@ fn of_document(invocation: &CommandInvocation) -> Outcome {
         Some((plugin, line)) => of_line(&line, plugin, invocation).unwrap_or_else(|misfit| {
             Outcome::of(
                 Kind::Failed,
-                format!("{misfit}: {}", raw(plugin.output().unwrap_or_default())),
+                format!(
+                    "{misfit}: {}",
+                    plain(plugin.output().unwrap_or_default(), MAX_RAW)
+                ),
             )
         }),
         None => Outcome::of(
             Kind::Failed,
             format!(
-                "the output is not the restart document's: {}",
-                raw(most_telling_output(plugins))
+                "Systems Manager says {}, but the output is not the restart document's: {}",
+                quoted(details),
+                plain(most_telling_output(plugins), MAX_RAW)
             ),
         ),
     }
@@ -340,15 +363,6 @@ fn most_telling_output(plugins: &[CommandPlugin]) -> &str {
         .or_else(|| outputs().next())
         .filter(|output| !output.trim().is_empty())
         .unwrap_or("(no output)")
-}
-
-fn raw(text: &str) -> String {
-    let clean: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(MAX_RAW)
-        .collect();
-    clean.trim().to_owned()
 }
 
 /// The document's line, as the contract has it.
@@ -415,8 +429,8 @@ fn of_line(
         .map(|(_, _, kind)| *kind)
         .ok_or_else(|| {
             format!(
-                "the document's line has the unknown result {:?} with code {}",
-                raw(&line.result),
+                "the document's line has the unknown result {} with code {}",
+                quoted(&line.result),
                 line.code
             )
         })?;
@@ -443,16 +457,11 @@ fn of_line(
 }
 
 fn detail_of(line: &Line, kind: Kind) -> String {
-    let detail: String = line
-        .detail
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_DETAIL)
-        .collect();
+    let detail = plain(&line.detail, MAX_DETAIL);
     if !kind.needs_attention() {
         return detail;
     }
-    let version = raw(&line.agent_version);
+    let version = plain(&line.agent_version, MAX_VERSION);
     let agent = if version.is_empty() {
         String::new()
     } else {

@@ -56,14 +56,14 @@ pub struct Entry {
 
 impl GroupReport {
     /// The report of a group that could not be resolved: nothing is known of its instances.
-    pub fn unresolved(unresolved: Unresolved) -> Self {
+    pub fn unresolved(unresolved: Unresolved, duration: Duration) -> Self {
         Self {
             name: unresolved.name,
             deployment_ids: unresolved.deployment_ids,
             triggered_at: unresolved.triggered_at,
             instances: BTreeMap::new(),
             problem: Some(unresolved.problem),
-            duration: Duration::ZERO,
+            duration,
         }
     }
 
@@ -184,11 +184,23 @@ impl Report {
         self.severity() > Severity::Ok
     }
 
+    /// Whether a call failed for good, or an answer was missing.
+    pub fn has_problem(&self) -> bool {
+        self.problems().next().is_some()
+    }
+
+    /// Every problem: the event's, then the groups'.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let groups = self
+            .groups
+            .iter()
+            .filter_map(|group| group.problem.as_ref());
+        self.problem.iter().chain(groups)
+    }
+
     fn result(&self) -> &'static str {
-        let problem =
-            self.problem.is_some() || self.groups.iter().any(|group| group.problem.is_some());
         match self.dry_run {
-            true if !problem => "dry-run",
+            true if !self.has_problem() => "dry-run",
             false if !self.needs_attention() => "ok",
             _ => "attention",
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use aws_sdk_ssm::types::CommandInvocation;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, pages};
@@ -95,6 +95,8 @@ struct Open {
     sent: Instant,
     /// Not started in time: it no longer holds a slot, but is taken back in if it starts after all.
     late: bool,
+    /// The last status, when it is one that this function does not know.
+    unknown_status: Option<String>,
 }
 
 impl Run<'_> {
@@ -138,7 +140,7 @@ impl Run<'_> {
         }
         if self.errors > self.errors_allowed {
             self.hold_back_queue(&format!(
-                "not sent: restarts that had failed: {}, MAX_ERRORS allows {}",
+                "not sent: failed restarts: {}, MAX_ERRORS allows {}",
                 self.errors, self.errors_allowed
             ));
             return;
@@ -166,6 +168,9 @@ impl Run<'_> {
     }
 
     /// Sends one command. An error says why nothing more may be sent.
+    ///
+    /// The lifecycle states are as old as the fleet's reading: asking again for chunks that had to wait
+    /// belongs here. Until then a host that is leaving by now is refused by the service, or reported.
     async fn send_chunk(
         &mut self,
         ids: Vec<String>,
@@ -194,12 +199,15 @@ impl Run<'_> {
                         command_id,
                         sent,
                         late: false,
+                        unknown_status: None,
                     };
                     self.open.insert(id, open);
                 }
                 Ok(())
             }
             // One id that the service refuses spoils its whole command: halve until it stands alone.
+            // Reading lifecycle and inventory again before that, and the same for a denial under a tag
+            // condition, belongs here; today a denial is a problem of the group.
             Err(error) if error.code == "InvalidInstanceId" => {
                 if let [id] = &ids[..] {
                     let detail = format!("Systems Manager refuses it: {}", error.message);
@@ -282,9 +290,11 @@ impl Run<'_> {
     async fn look(&mut self) -> Result<(), CallError> {
         let commands = self.open_commands();
         let client = &self.client;
-        let found = try_join_all(commands.iter().map(|id| list_invocations(client, id))).await?;
-        let mut running = BTreeSet::new();
-        for invocation in found.iter().flatten() {
+        let answers = join_all(commands.iter().map(|id| list_invocations(client, id))).await;
+        // What one command's answer says counts, though another's is missing.
+        let found: Vec<&CommandInvocation> = answers.iter().flatten().flatten().collect();
+        let mut running = BTreeMap::new();
+        for invocation in found {
             let Some(id) = invocation.instance_id() else {
                 continue;
             };
@@ -295,8 +305,8 @@ impl Run<'_> {
             }
             match of_invocation(invocation) {
                 Progress::Waiting => {}
-                Progress::Running => {
-                    running.insert(id);
+                Progress::Running(unknown_status) => {
+                    running.insert(id, unknown_status);
                 }
                 Progress::Done(outcome) => {
                     self.open.remove(id);
@@ -306,10 +316,14 @@ impl Run<'_> {
         }
         let now = Instant::now();
         for (id, open) in &mut self.open {
-            let started = running.contains(id.as_str());
-            open.late = !started && now.duration_since(open.sent) >= UNDELIVERED_AFTER;
+            let started = running.remove(id.as_str());
+            open.late = started.is_none() && now.duration_since(open.sent) >= UNDELIVERED_AFTER;
+            open.unknown_status = started.flatten();
         }
-        Ok(())
+        match answers.into_iter().find_map(Result::err) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     fn settle(&mut self, id: String, outcome: Outcome) {
@@ -335,7 +349,6 @@ impl Run<'_> {
     }
 
     fn note_problem(&mut self, problem: Problem) {
-        tracing::error!(step = problem.step, code = %problem.code, "{}", problem.message);
         let earlier = self.results.problem.take();
         self.results.problem = Some(match earlier {
             Some(first) => first.and(Some(problem)),
@@ -355,7 +368,15 @@ impl Run<'_> {
                     ),
                 )
             } else {
-                Outcome::of(Kind::Unfinished, "sent, no result yet")
+                Outcome::of(
+                    Kind::Unfinished,
+                    match &open.unknown_status {
+                        Some(status) => {
+                            format!("sent, no result yet; Systems Manager says {status}")
+                        }
+                        None => "sent, no result yet".to_owned(),
+                    },
+                )
             };
             self.settle(id, outcome.of_command(&open.command_id));
         }

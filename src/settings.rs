@@ -1,5 +1,7 @@
 //! The function's settings: environment variables, read once, every problem told at once.
 
+use crate::text::quoted;
+
 /// What an operator can set. The defaults stand beside each variable in [`Settings::read`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -183,7 +185,7 @@ impl<L: Fn(&'static str) -> Option<String>> Reader<L> {
         let found = match set.as_deref().or(default) {
             Some(text) => match parse(text) {
                 Some(value) => return Some(value),
-                None => format!("{:?} is not accepted", shown(text)),
+                None => format!("{} is not accepted", quoted(text)),
             },
             None => "is not set".to_owned(),
         };
@@ -194,11 +196,6 @@ impl<L: Fn(&'static str) -> Option<String>> Reader<L> {
         });
         None
     }
-}
-
-/// At most 80 characters of a wrong value: enough to recognise it, too few to flood a log.
-fn shown(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 fn parse_topic(text: &str) -> Option<Topic> {

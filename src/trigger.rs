@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::{Clock, Timestamp};
 use crate::settings::{is_account, is_region};
+use crate::text::{plain, quoted};
 
 const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
 const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
@@ -107,6 +108,23 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// The application and the deployment group, when the order itself names them.
+    pub fn group(&self) -> Option<(&String, &String)> {
+        match self {
+            Self::Pipeline { .. } => None,
+            Self::Deployment {
+                application,
+                deployment_group,
+                ..
+            }
+            | Self::Request {
+                application,
+                deployment_group,
+                ..
+            } => Some((application, deployment_group)),
+        }
+    }
+
     /// The order in a few words, for logs and messages.
     pub fn words(&self) -> String {
         match self {
@@ -243,18 +261,15 @@ fn read_deployment(event: &Map<String, Value>) -> Result<Order, EventError> {
     })
 }
 
-/// A request by hand. Unknown fields are refused: a mistyped `dryrun` must not restart a fleet.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Request {
-    application: String,
-    deployment_group: String,
-    deployment_id: Option<String>,
-    region: Option<String>,
-    time: Option<String>,
-    #[serde(default)]
-    dry_run: bool,
-}
+/// The fields of a request by hand. Any other is refused: a mistyped `dryrun` must not restart a fleet.
+const REQUEST_FIELDS: [&str; 6] = [
+    "application",
+    "deploymentGroup",
+    "deploymentId",
+    "region",
+    "time",
+    "dryRun",
+];
 
 fn read_request(
     event: &Map<String, Value>,
@@ -262,25 +277,45 @@ fn read_request(
     home: &Home,
 ) -> Result<Trigger, EventError> {
     let fields = Fields("request");
-    let request = Request::deserialize(event).map_err(|error| fields.problem(error.to_string()))?;
-    let deployment_id = request
-        .deployment_id
+    if let Some(unknown) = event
+        .keys()
+        .find(|key| !REQUEST_FIELDS.contains(&key.as_str()))
+    {
+        return Err(fields.problem(format!(
+            "field {} is unknown; known are {}",
+            quoted(unknown),
+            REQUEST_FIELDS.join(", ")
+        )));
+    }
+    let required = |name: &str| fields.name(name, &fields.text(event, name, name)?);
+    let optional = |name: &str| match event.get(name) {
+        None => Ok(None),
+        Some(_) => fields.text(event, name, name).map(Some),
+    };
+    let deployment_id = optional("deploymentId")?
         .map(|id| fields.name("deploymentId", &id))
         .transpose()?;
     Ok(Trigger::Restart(Order {
         account: home.account.clone(),
-        region: match &request.region {
-            Some(region) => fields.region("region", Some(region))?,
+        region: match optional("region")? {
+            Some(region) => fields.region("region", Some(&region))?,
             None => home.region.clone(),
         },
-        time: match &request.time {
-            Some(time) => fields.request_time(time, clock.now())?,
+        time: match optional("time")? {
+            Some(time) => fields.request_time(&time, clock.now())?,
             None => clock.received_at(),
         },
-        dry_run: request.dry_run,
+        dry_run: match event.get("dryRun") {
+            None => false,
+            Some(Value::Bool(dry_run)) => *dry_run,
+            Some(other) => {
+                let shown = shown(other);
+                return Err(fields.problem(format!("field dryRun is {shown}, not true or false")));
+            }
+        },
         subject: Subject::Request {
-            application: fields.name("application", &request.application)?,
-            deployment_group: fields.name("deploymentGroup", &request.deployment_group)?,
+            application: required("application")?,
+            deployment_group: required("deploymentGroup")?,
             deployment_id,
         },
     }))
@@ -388,10 +423,7 @@ impl Fields {
     fn request_time(&self, value: &str, now: Timestamp) -> Result<Timestamp, EventError> {
         let accepted = "an RFC 3339 time such as 2026-11-21T10:00:00Z, 1970 or later";
         let time = Timestamp::parse(value).ok_or_else(|| {
-            self.problem(format!(
-                "field time is {:?}, not {accepted}",
-                clipped(value)
-            ))
+            self.problem(format!("field time is {}, not {accepted}", quoted(value)))
         })?;
         if time.seconds_since(now) > MAX_SECONDS_AHEAD {
             return Err(self.problem(format!(
@@ -412,22 +444,13 @@ impl Fields {
         if fits(value) {
             Ok(value.to_owned())
         } else {
-            Err(self.problem(format!(
-                "field {field} is {:?}, not {accepted}",
-                clipped(value)
-            )))
+            let shown = quoted(value);
+            Err(self.problem(format!("field {field} is {shown}, not {accepted}")))
         }
     }
 }
 
-/// A wrong value as it may stand in an error: recognisable, and short.
+/// A wrong value as an error shows it.
 fn shown(value: &Value) -> String {
-    clipped(&value.to_string())
-}
-
-fn clipped(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+    plain(&value.to_string(), 80)
 }

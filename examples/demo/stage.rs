@@ -120,7 +120,7 @@ impl Stage {
     pub async fn plan(&self) -> Result<Handled, String> {
         let handled = self
             .function("true")
-            .restart(&self.event, &self.clock(), &self.home)
+            .carry_out(&self.event, &self.clock(), &self.home)
             .await;
         handled.map_err(|error| format!("the function refuses the event: {error}"))
     }
@@ -130,7 +130,7 @@ impl Stage {
         let function = self.function("false");
         let clock = self.clock();
         let handled = function
-            .restart(&self.event, &clock, &self.home)
+            .carry_out(&self.event, &clock, &self.home)
             .await
             .map_err(|error| format!("the function refuses the event: {error}"))?;
         let answer = function

@@ -261,21 +261,107 @@ async fn a_group_without_instances_is_fine() {
     assert_eq!(told.counts(), &json!({}));
 }
 
-#[tokio::test(start_paused = true)]
-async fn while_another_deployment_of_the_group_runs_nothing_is_sent() {
-    let story = Story::of(2).given(|state| {
+/// Adds a deployment of the group that ends at `until`, seconds after the start.
+fn other_deployment(story: Story, status: &str, creator: &str, until: Option<f64>) -> Story {
+    story.given(|state| {
         let mut other = state.deployment("d-EXAMPLEE5").clone();
         other.id = "d-RUNNING01".to_owned();
-        other.status = "InProgress".to_owned();
-        other.completed_at = None;
+        other.status = status.to_owned();
+        other.creator = creator.to_owned();
+        other.completed_at = until;
         state.region(REGION).deployments.push(other);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_another_deployment_of_the_group_runs_nothing_is_sent() {
+    for status in ["Created", "Queued", "InProgress", "Baking", "Ready"] {
+        let story = other_deployment(Story::of(2), status, "user", None);
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"busy": 2}), "{status}");
+        assert!(story.sent_to().is_empty(), "{status}");
+        let mail = story.body("email");
+        assert!(mail.contains("d-RUNNING01"), "{mail}");
+        let waited = story.world.now() - crate::support::EVENT_TIME;
+        assert!((110.0..140.0).contains(&waited), "{status}: {waited} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_ends_in_time_is_waited_for() {
+    let story = other_deployment(Story::of(2), "Succeeded", "user", Some(55.0));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    story.world.with(|state| {
+        assert!(state.host(&id(1)).agent.restarts[0] > 55.0);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn auto_scaling_s_own_deployments_are_not_waited_for() {
+    for creator in ["autoscaling", "autoscalingTermination"] {
+        let story = other_deployment(Story::of(2), "InProgress", creator, None);
+        assert_eq!(story.run().await.counts(), &json!({"restarted": 2}));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_asks_once_whether_a_deployment_runs() {
+    let story = other_deployment(Story::of(2), "InProgress", "user", None);
+    let told = story.event(&event("dry-run")).await;
+    assert_eq!(told.group()["plan"][0]["decision"], "busy");
+    assert_eq!(story.count("ListDeployments"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_by_hand_and_after_a_day_is_a_missing_instance_taken_for_gone() {
+    let missing = |completed_at: f64| {
+        tagged(1).given(|state| {
+            state.host(&id(1)).managed = false;
+            state.deployment("d-EXAMPLEE5").completed_at = Some(completed_at);
+        })
+    };
+    let story = missing(-86_000.0);
+    let told = story.event(&event("by-hand")).await;
+    assert_eq!(told.counts(), &json!({"unreachable": 1}), "not a day yet");
+    let story = missing(-90_000.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"unreachable": 1}), "not by hand");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_answer_about_one_instance_the_others_go_on() {
+    let story = tagged(2).given(|state| {
+        state.host(&id(2)).managed = false;
+        state.faults.push(sim::Fault {
+            operation: "BatchGetDeploymentTargets".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            times: 100,
+            ..sim::Fault::default()
+        });
     });
     let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"busy": 2}));
-    assert!(story.sent_to().is_empty());
-    let mail = story.body("email");
-    assert!(mail.contains("d-RUNNING01"), "{mail}");
-    assert!(mail.contains("it brings the restart"), "{mail}");
+    assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
+    assert_eq!(told.group()["problem"]["code"], "AccessDeniedException");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reached_by_one_of_two_deployments_is_reached() {
+    let story = tagged(1).given(|state| {
+        state.host(&id(1)).managed = false;
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        second.targets[0].status = "Skipped".to_owned();
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(sim::Action {
+            action: "Again".to_owned(),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    assert_eq!(story.run().await.counts(), &json!({"unreachable": 1}));
 }
 
 #[tokio::test(start_paused = true)]

@@ -139,12 +139,172 @@ async fn an_agent_that_never_picks_the_command_up_is_undelivered_and_the_rest_fi
 
 #[tokio::test(start_paused = true)]
 async fn a_late_starter_is_taken_back_in() {
+    // The list shows the first invocation so late that its slot is given to the second instance; then it
+    // is seen to run, and the end waits for it.
     let story = Story::of(2).setting("MAX_CONCURRENCY", "1").given(|state| {
-        state.host(&id(1)).delivery_seconds = 115.0;
-        state.host(&id(1)).agent.restart_seconds = 100.0;
+        state.invocation_lag = 170.0;
+        state.host(&id(1)).delivery_seconds = 110.0;
+        state.host(&id(1)).agent.busy = vec![[0.0, 215.0]];
+    });
+    let later = async {
+        sleep(Duration::from_secs(140)).await;
+        story.world.with(|state| state.invocation_lag = 2.0);
+    };
+    let (told, ()) = tokio::join!(story.run(), later);
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    story.world.with(|state| {
+        let (first, second) = (state.host(&id(1)).clone(), state.host(&id(2)).clone());
+        assert!(first.agent.restarts[0] > second.agent.restarts[0]);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_touched_says_nothing_about_the_next_host() {
+    let story = Story::of(6)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("MAX_ERRORS", "0")
+        .given(|state| {
+            state.host(&id(1)).agent.fault = Some(AgentFault::NotRoot);
+            state.host(&id(2)).agent.fault = Some(AgentFault::PreflightFailed);
+            state.host(&id(3)).agent.busy = vec![[0.0, 5_000.0]];
+        });
+    let told = story.run().await;
+    assert_eq!(
+        told.counts(),
+        &json!({"busy": 1, "failed": 2, "restarted": 3})
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_that_never_ends_counts_as_a_failure() {
+    let story = Story::of(2)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("MAX_ERRORS", "0")
+        .setting("BUSY_WAIT_SECONDS", "0")
+        .given(|state| state.host(&id(1)).agent.fault = Some(AgentFault::Hangs));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"held-back": 1, "timed-out": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_is_refilled_when_a_quarter_of_it_is_free() {
+    let story = Story::of(16)
+        .setting("MAX_CONCURRENCY", "8")
+        .given(|state| {
+            for n in 1..=16 {
+                // One after the other, far apart.
+                state.host(&id(n)).agent.restart_seconds =
+                    10.0 * f64::from(u8::try_from(n).expect("small"));
+            }
+        });
+    story.run().await;
+    let sizes: Vec<usize> = commands(&story)
+        .iter()
+        .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+        .collect();
+    assert_eq!(sizes[0], 8);
+    assert!(
+        sizes[1..sizes.len() - 1].iter().all(|size| *size >= 2),
+        "{sizes:?}"
+    );
+    assert_eq!(sizes.iter().sum::<usize>(), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_without_any_answer_may_have_arrived() {
+    let story = Story::of(2).given(|state| {
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            lost_reply: true,
+            times: 100,
+            ..Fault::default()
+        });
     });
     let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    assert_eq!(told.counts(), &json!({"held-back": 2}));
+    let detail = told.attention(&id(1))["detail"].to_string();
+    assert!(detail.contains("may have arrived"), "{detail}");
+    assert_eq!(story.count("SendCommand"), 8, "eight attempts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_command_s_missing_answer_does_not_hide_the_other_s() {
+    // Two commands are looked at in turn. Wherever the answers stop, in one of these runs it is between
+    // the look that shows the ends of one command's instances and the look at the other's.
+    let mut seen = Vec::new();
+    for answered in 10..30 {
+        let story = Story::of(60).given(|state| {
+            state.faults.push(Fault {
+                operation: "ListCommandInvocations".to_owned(),
+                code: Some("AccessDeniedException".to_owned()),
+                after: answered,
+                times: 1_000,
+                ..Fault::default()
+            });
+        });
+        seen.push(story.run().await.counts().clone());
+    }
+    let either = [(50, 10), (10, 50)].map(|(a, b)| json!({"restarted": a, "unfinished": b}));
+    assert!(either.iter().any(|one| seen.contains(one)), "{seen:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_systems_manager_are_paced() {
+    let story = Story::of(400);
+    story.run().await;
+    let at: Vec<f64> = story
+        .world
+        .calls()
+        .iter()
+        .filter(|call| call.service == "ssm")
+        .map(|call| call.at)
+        .collect();
+    let fastest = at
+        .windows(6)
+        .map(|six| six[5] - six[0])
+        .fold(f64::MAX, f64::min);
+    assert!(fastest > 0.9, "six calls within {fastest} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_down_leaves_the_other_groups_alone() {
+    let story = Story::of(2).given(|state| {
+        let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
+        for n in 0..8 {
+            actions.push(sim::Action {
+                action: format!("Deploy{n}"),
+                region: Some("eu-west-1".to_owned()),
+                deployment_group: Some(format!("group-{n}")),
+                deployment_id: Some(format!("d-FAR00000{n}")),
+                ..actions[0].clone()
+            });
+        }
+        state.faults.push(Fault {
+            operation: "GetDeployment".to_owned(),
+            region: Some("eu-west-1".to_owned()),
+            code: Some("InternalFailure".to_owned()),
+            status: Some(500),
+            times: 1_000,
+            ..Fault::default()
+        });
+        // The report needs one retry too.
+        state.faults.push(Fault {
+            operation: "Publish".to_owned(),
+            code: Some("InternalFailure".to_owned()),
+            status: Some(500),
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    let groups = told.answer["groups"].as_array().expect("a list");
+    assert_eq!(groups.len(), 9);
+    assert_eq!(groups[8]["counts"], json!({"restarted": 2}));
+    assert!(
+        groups[..8]
+            .iter()
+            .all(|group| group["problem"]["code"] == "InternalFailure")
+    );
+    assert_eq!(told.answer["notified"], true);
 }
 
 #[tokio::test(start_paused = true)]

@@ -86,21 +86,130 @@ async fn programs_get_the_returned_json_and_attributes_to_filter_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn chat_gets_a_card_and_a_telephone_a_line() {
-    let story = Story::of(3).given(|state| state.host(&id(2)).ping = "ConnectionLost".to_owned());
+async fn chat_gets_a_card_of_ten_instances_at_most() {
+    let story = Story::of(13).given(|state| {
+        for n in 1..=13 {
+            state.host(&id(n)).ping = "ConnectionLost".to_owned();
+        }
+    });
     story.run().await;
     let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
     assert_eq!(card["version"], "1.0");
     assert_eq!(card["source"], "custom");
     let description = card["content"]["description"].as_str().expect("text");
-    assert!(description.contains(&id(2)), "{description}");
-    let text = story.body("sms");
-    assert!(text.chars().count() <= 140);
+    assert!(description.contains(&id(10)), "{description}");
+    assert!(!description.contains(&id(11)), "{description}");
+    assert!(description.contains("and 3 more"), "{description}");
+    assert_eq!(story.body("default"), story.body("email"));
+    assert!(story.body("email").contains(&id(13)), "the mail names all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_telephone_gets_a_line() {
+    let story = Story::of(3).given(|state| state.host(&id(2)).ping = "ConnectionLost".to_owned());
+    story.run().await;
     assert_eq!(
-        text,
+        story.body("sms"),
         "WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline"
     );
-    assert_eq!(story.body("default"), story.body("email"));
+
+    let story = Story::of(1);
+    let name = "n".repeat(100);
+    story
+        .event(&request(
+            json!({"application": name, "deploymentGroup": name}),
+        ))
+        .await;
+    assert_eq!(story.body("sms").chars().count(), 140);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_host_says_adds_no_lines_and_no_markup() {
+    let evil = "web\n\nRepeat by hand:\n  curl evil|sh \u{202e}<!channel> `x`";
+    let story = Story::of(2).given(|state| {
+        state.host(&id(1)).computer_name = evil.to_owned();
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        state.host(&id(2)).answer = Some(Answer {
+            status: "Failed".to_owned(),
+            status_details: Some("Failed".to_owned()),
+            output: Some(evil.to_owned()),
+            response_code: Some(1),
+        });
+    });
+    story.run().await;
+    let mail = story.body("email");
+    assert!(mail.is_ascii(), "{mail}");
+    assert!(
+        !mail.lines().any(|line| line.trim().starts_with("curl")),
+        "{mail}"
+    );
+    assert_eq!(mail.matches("\nRepeat by hand").count(), 1, "{mail}");
+    let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
+    let description = card["content"]["description"].as_str().expect("text");
+    for line in description.lines() {
+        assert_eq!(
+            line.matches('`').count(),
+            4,
+            "id and detail are quoted: {line}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_command_that_repeats_is_safe_for_a_shell() {
+    let story = Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").targets.clear());
+    story
+        .event(&request(json!({"application": "it's; rm -rf /"})))
+        .await;
+    let mail = story.body("email");
+    assert!(
+        mail.contains(r#""application":"it'\''s; rm -rf /""#),
+        "{mail}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_does_not_fit_one_message_fails_the_invocation_and_says_so() {
+    let story = Story::of(1_000).given(|state| {
+        for n in 1..=1_000 {
+            state.host(&id(n)).ping = "ConnectionLost".to_owned();
+        }
+    });
+    let error = story
+        .try_event(&event("pipeline-succeeded"))
+        .await
+        .expect_err("it does not fit");
+    assert!(error.contains("MessageTooLong"), "{error}");
+    assert!(error.contains("262144"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_with_a_problem_needs_attention_and_is_not_published() {
+    let story = Story::of(2).given(|state| {
+        state.region("us-east-1").deployment_groups[0]
+            .auto_scaling_groups
+            .push("demolished".to_owned());
+    });
+    let told = story.event(&event("dry-run")).await;
+    assert_eq!(told.answer["result"], "attention");
+    assert!(told.group()["plan"].is_array());
+    assert!(story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn started_and_already_restarted_agents_have_their_metrics() {
+    let story = Story::of(3).given(|state| {
+        state.host(&id(1)).agent.running = false;
+        state.host(&id(2)).agent.started_at = 0.0;
+    });
+    let told = story.run().await;
+    assert_eq!(
+        told.counts(),
+        &json!({"already-restarted": 1, "restarted": 1, "started": 1})
+    );
+    assert_eq!(told.metrics[0]["Restarted"], 2);
+    assert_eq!(told.metrics[0]["Skipped"], 1);
+    assert_eq!(told.metrics[0]["Attention"], 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,7 +222,7 @@ async fn a_good_end_is_told_only_when_asked_for() {
     assert_eq!(story.run().await.answer["notified"], true);
     assert_eq!(
         story.message().subject.as_deref(),
-        Some("OK: all 2 CodeDeploy agents are fine: pipeline my-pipeline")
+        Some("OK: none of 2 CodeDeploy agents needs attention: pipeline my-pipeline")
     );
 
     let story = Story::of(2).setting("NOTIFY_ON", "always");
@@ -278,7 +387,7 @@ async fn the_mail_about_a_timed_out_instance() {
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 timed-out
 
     WARNING timed-out:
-      i-00000000000000002 (web-2): the document did not end in time; Systems Manager killed it [command …]
+      i-00000000000000002 (web-2): the document did not end in time; Systems Manager says "ExecutionTimedOut" [command …]
       Do: look at the agent on the instance: it may be down.
 
     Repeat by hand (leaves agents alone that are fresh by now):
@@ -297,7 +406,7 @@ async fn the_mail_about_a_cancelled_instance() {
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 cancelled, 2 restarted
 
     WARNING cancelled:
-      i-00000000000000002 (web-2): the command was cancelled [command …]
+      i-00000000000000002 (web-2): the command was cancelled; Systems Manager says "Cancelled" [command …]
       Do: find out who cancelled it, then repeat by hand.
 
     Repeat by hand (leaves agents alone that are fresh by now):
@@ -333,14 +442,74 @@ async fn the_mail_about_instances_that_were_held_back() {
     story.run().await;
     let mail = story.body("email");
     let section = mail.split("held-back:").nth(1).expect("a section");
-    insta::assert_snapshot!(section, @r#"
+    insta::assert_snapshot!(section.split("\nRepeat").next().expect("text"), @r#"
 
-      i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: restarts that had failed: 1, MAX_ERRORS allows 0
-      i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: restarts that had failed: 1, MAX_ERRORS allows 0
-      Do: remove the cause, then repeat by hand.
+    i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
+    i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
+    Do: remove the cause, then repeat by hand.
+    "#);
+}
 
-    Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_a_fleet_that_another_deployment_keeps_busy() {
+    let story = Story::of(1).given(|state| {
+        let mut other = state.deployment("d-EXAMPLEE5").clone();
+        other.id = "d-RUNNING01".to_owned();
+        other.status = "InProgress".to_owned();
+        other.completed_at = None;
+        state.region("us-east-1").deployments.push(other);
+    });
+    story.run().await;
+    let mail = story.body("email");
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
+    WARNING: 1 of 1 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 busy
+
+    WARNING busy:
+      i-00000000000000001 (i-00000000000000001.us-east-1.compute.internal): deployment d-RUNNING01 of the group is running
+      Do: nothing, if this function also hears of that deployment's success: it brings the restart; else repeat by hand.
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_advice_for_each_failure() {
+    use AgentFault::{
+        AgentUnhealthy, NotRoot, OldAgentSurvived, PreflightFailed, ServiceManagerFailed,
+    };
+    let faults = [
+        NotRoot,
+        PreflightFailed,
+        ServiceManagerFailed,
+        OldAgentSurvived,
+        AgentUnhealthy,
+    ];
+    let story = Story::of(7).setting("MAX_ERRORS", "100%").given(|state| {
+        for (n, fault) in faults.into_iter().enumerate() {
+            state.host(&id(n + 1)).agent.fault = Some(fault);
+        }
+        state.host(&id(6)).agent.installed = false;
+        state.host(&id(7)).answer = Some(Answer {
+            output: Some("a banner".to_owned()),
+            response_code: Some(1),
+            ..answer("Failed", "Failed").expect("an answer")
+        });
+    });
+    story.run().await;
+    let mail = story.body("email");
+    let advice: Vec<&str> = mail
+        .lines()
+        .filter(|line| line.starts_with("  Do: "))
+        .collect();
+    insta::assert_snapshot!(advice.join("\n"), @r#"
+    Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
+    Do: let the SSM Agent run commands as root.
+    Do: repair the agent's installation or unit; the running agent was left alone, a new one would not start.
+    Do: when no deployment runs, stop the old agent and start its service once.
+    Do: read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach CodeDeploy (credentials, network, region).
+    Do: install the agent, or take the instance out of the deployment group.
+    Do: check that DOCUMENT_NAME is the restart document of this version, and the command's output.
     "#);
 }
 
@@ -362,7 +531,7 @@ async fn the_mail_when_everybody_is_fine() {
         &json!({"already-restarted": 1, "below-threshold": 1, "restarted": 2, "skipped": 1, "started": 1})
     );
     insta::assert_snapshot!(story.body("email"), @r#"
-    OK: all 6 CodeDeploy agents are fine: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    OK: none of 6 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
     Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
 
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started
@@ -388,7 +557,7 @@ async fn the_mail_about_a_problem() {
     my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5
 
     Problem in step fleet: AccessDeniedException: codedeploy:GetDeploymentGroup (deployment group my-application/my-deployment-group): User is not authorized to perform this action
-      Do: allow codedeploy:GetDeploymentGroup on deployment group my-application/my-deployment-group in the function's role.
+      Do: allow codedeploy:GetDeploymentGroup in the function's role, for deployment group my-application/my-deployment-group.
 
     Repeat by hand (leaves agents alone that are fresh by now):
       aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json

@@ -227,9 +227,8 @@ async fn each_end_without_output_has_its_outcome_however_it_is_spelt() {
         let (story, told) = answered(status, details, None, -1).await;
         let row = told.attention(&id(1));
         assert_eq!(row["outcome"], outcome, "{status}/{details}");
-        if details == "SomethingNew" && outcome == "failed" {
-            assert!(row["detail"].to_string().contains(details), "{row}");
-        }
+        let detail = row["detail"].to_string();
+        assert!(detail.contains(details), "{detail} should show {details}");
         assert_eq!(story.message().attributes["result"]["Value"], "attention");
     }
 }
@@ -239,6 +238,32 @@ async fn an_unknown_status_is_no_end_and_never_a_success() {
     let (story, told) = answered("Meditating", "Meditating", None, 0).await;
     let row = told.attention(&id(1));
     assert_eq!(row["outcome"], "unfinished");
+    assert!(row["detail"].to_string().contains("Meditating"), "{row}");
     assert!(row["commandId"].is_string());
     assert!(!story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_document_s_line_counts_whatever_the_details_are_called() {
+    let line = r#"{"agentRestart":1,"result":"agent-down","code":32,"agentVersion":"v","memoryBeforeKiB":9,"memoryAfterKiB":0,"seconds":1,"detail":"gone"}"#;
+    for details in ["", "Failed", "FailedOnHost"] {
+        let (_, told) = answered("Failed", details, Some(line), 32).await;
+        let row = told.attention(&id(1));
+        assert_eq!(row["severity"], "critical", "{details}: {row:#}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_on_which_another_restart_hangs_is_busy() {
+    let story = Story::of(1)
+        .timeout(400)
+        .setting("BUSY_WAIT_SECONDS", "30")
+        .given(|state| state.host(&id(1)).agent.fault = Some(AgentFault::Hangs));
+    let (first, second) = tokio::join!(story.run(), story.run());
+    let outcomes = [&first, &second].map(|told| told.attention(&id(1)).to_string());
+    let busy = outcomes
+        .iter()
+        .find(|row| row.contains("restart-running"))
+        .unwrap_or_else(|| panic!("one meets the other's lock: {outcomes:?}"));
+    assert!(busy.contains("code 22"), "{busy}");
 }

@@ -256,12 +256,16 @@ async fn what_cannot_be_read_fails_and_names_the_field() {
         ),
         (without(deployment, "detail.region"), "detail.region"),
         (request(json!({"dryrun": true})), "dryrun"),
-        (request(json!({"dryRun": "true"})), "boolean"),
-        (request(json!({"application": 7})), "string"),
+        (request(json!({"x".repeat(9_000): 1})), "xxx"),
+        (request(json!({"dryRun": "true"})), "dryRun"),
+        (request(json!({"application": 7})), "application"),
+        (request(json!({"deploymentGroup": null})), "deploymentGroup"),
+        (request(json!({"deploymentId": {}})), "deploymentId"),
+        (request(json!({"region": 1})), "region"),
         (request(json!({"application": ""})), "application"),
         (request(json!({"region": "nowhere!"})), "region"),
         (request(json!({"deploymentId": ""})), "deploymentId"),
-        (request(json!({"time": 1_771_319_645})), "string"),
+        (request(json!({"time": 1_771_319_645})), "field time"),
         (request(json!({"time": "1969-01-01T00:00:00Z"})), "time"),
         (request(json!({"time": "2026-02-17T09:17:00Z"})), "150 s"),
         (json!({"application": "shop"}), "deploymentGroup"),
@@ -270,6 +274,7 @@ async fn what_cannot_be_read_fails_and_names_the_field() {
         let error = story.try_event(&event).await.expect_err("it is refused");
         assert!(error.starts_with("InvalidEvent: "), "{error}");
         assert!(error.contains(named), "{error:?} should name {named:?}");
+        assert!(error.len() < 400, "{error}");
         assert!(story.world.calls().is_empty(), "{event}");
     }
 }
@@ -516,4 +521,152 @@ async fn a_crash_looping_agent_is_not_called_fresh_on_the_second_try() {
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"failed": 1}));
     assert_eq!(story.world.messages().len(), 2);
+}
+
+/// The `triggeredAt` that the only command carries.
+fn triggered_at(story: &Story) -> String {
+    let calls = story.world.calls();
+    let sent: Vec<_> = calls
+        .iter()
+        .filter(|call| call.operation == "SendCommand")
+        .collect();
+    assert_eq!(sent.len(), 1);
+    sent[0].params["Parameters"]["triggeredAt"][0]
+        .as_str()
+        .expect("text")
+        .to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn fresh_means_since_the_newest_deployment_or_the_request() {
+    let of_event = Story::of(1).given(|state| {
+        let mut older = state.deployment("d-EXAMPLEE5").clone();
+        older.id = "d-OLDER0001".to_owned();
+        older.completed_at = Some(-400.0);
+        let region = state.region(REGION);
+        region.deployments.push(older);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployFirst".to_owned(),
+            deployment_id: Some("d-OLDER0001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    of_event.run().await;
+    assert_eq!(
+        triggered_at(&of_event),
+        "1771319640",
+        "five seconds before the event"
+    );
+
+    let with_time = Story::of(1);
+    let order = request(json!({"deploymentId": "d-EXAMPLEE5", "time": "2026-02-17T09:00:00.2Z"}));
+    with_time.event(&order).await;
+    assert_eq!(
+        triggered_at(&with_time),
+        "1771318801",
+        "the request's time, rounded up"
+    );
+
+    let without_time = Story::of(1);
+    without_time.event(&event("by-hand")).await;
+    assert_eq!(
+        triggered_at(&without_time),
+        "1771319645",
+        "the moment of receipt"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_s_region_is_the_one_in_its_detail() {
+    let mut event = event("codedeploy-success");
+    event["region"] = json!("eu-central-1");
+    let told = Story::of(1).event(&event).await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(told.group()["region"], REGION);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_name_its_region() {
+    let story = Story::with(sim::State::for_pipeline(
+        "my-pipeline",
+        "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f",
+        "eu-west-3",
+        2,
+    ));
+    let told = story.event(&request(json!({"region": "eu-west-3"}))).await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    assert_eq!(told.answer["trigger"]["region"], "eu-west-3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_is_listed_as_running_is_asked_for_again() {
+    let story = actions(Story::of(1), |actions| actions[0].updated_at = 14.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(story.count("ListActionExecutions"), 4, "every five seconds");
+
+    let story = actions(Story::of(1), |actions| actions[0].updated_at = 1_000.0);
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "ActionsNotListed");
+    assert_eq!(story.count("ListActionExecutions"), 7, "for thirty seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_of_another_owner_is_not_codedeploy() {
+    let story = actions(Story::of(1), |actions| {
+        actions[0].owner = "Custom".to_owned()
+    });
+    assert_eq!(story.run().await.answer["result"], "ignored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_without_its_configuration_is_a_problem() {
+    let story = actions(Story::of(1), |actions| actions[0].application = None);
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "IncompleteAction");
+    assert!(
+        told.answer["problem"]["message"]
+            .to_string()
+            .contains("ApplicationName")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_s_deployment_beside_an_automatic_one_still_means_all_members() {
+    let story = Story::of(3).given(|state| {
+        let mut automatic = state.deployment("d-EXAMPLEE5").clone();
+        automatic.id = "d-AUTO00001".to_owned();
+        automatic.creator = "CodeDeployAutoUpdate".to_owned();
+        state.deployment("d-EXAMPLEE5").targets.clear();
+        let region = state.region(REGION);
+        region.deployments.push(automatic);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "Automatic".to_owned(),
+            deployment_id: Some("d-AUTO00001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    assert_eq!(story.run().await.counts(), &json!({"restarted": 3}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_deployments_the_first_hundred_are_looked_at() {
+    let story = Story::of(1).given(|state| {
+        state.page_sizes.deployments = 5;
+        for n in 0..600 {
+            state.region(REGION).deployments.push(Deployment {
+                id: format!("d-PAST{n:05}"),
+                application: sim::APPLICATION.to_owned(),
+                deployment_group: sim::DEPLOYMENT_GROUP.to_owned(),
+                completed_at: Some(-10_000.0 - f64::from(n)),
+                ..Deployment::default()
+            });
+        }
+    });
+    story.event(&request(json!({}))).await;
+    assert_eq!(story.count("BatchGetDeployments"), 4);
+    // Twenty pages of five, and one look for running deployments.
+    assert_eq!(story.count("ListDeployments"), 21);
 }
