@@ -1,7 +1,9 @@
 //! Restarts the CodeDeploy agent on every instance that a deployment went to, and tells somebody about each
 //! one that it could not.
 //!
-//! [`Restarter::handle`] is the story of one event; each chapter is a module:
+//! An event is the success of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
+//! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event; each chapter
+//! is a module:
 //!
 //! | module | question |
 //! |---|---|
@@ -9,18 +11,22 @@
 //! | [`deployments`] | Which deployments of which groups are meant, and does another one still run? |
 //! | [`fleet`] | Which instances are that, and what is to be done with each? |
 //! | [`restart`] | Send the restart document, wait until each instance is accounted for. |
-//! | [`outcome`] | What does an invocation's end mean? |
+//! | [`outcome`] | What does an invocation's end mean? The thirteen outcomes, and which need attention. |
 //! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
-//! | [`notify`], [`metrics`] | The message, and the metrics: views of the report. |
+//! | [`notify`], [`metrics`] | The message to the SNS topic, and the metrics: views of the report. |
 //! | [`settings`], [`clock`], [`aws`] | What operators set, time as a parameter, the clients. |
+//! | [`text`] | Text that others wrote, made fit for ours. |
 //!
 //! An event has Lambda's 15 minutes: at most 90 s to find groups and instances, 120 s until no other
 //! deployment of the group runs, and the rest, less 45 s for the report, to send and wait. How many
-//! instances restart at the same time, and when to stop after failures, is decided in [`restart`].
+//! instances restart at the same time, and when to stop after failures, is decided in [`restart`]. Whoever is
+//! left at the end is reported too: not sent to (`held-back`), without a result (`unfinished`), or `busy`
+//! because another deployment ran, whose own success brings the restart.
 //!
 //! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
 //! the host, by the Run Command document. So an event may be delivered twice, a request repeated, and an
-//! instance be in two groups: an agent that started after the deployment is left alone.
+//! instance be in two groups: an agent that started after the deployment is left alone, and of two runs at
+//! once the second waits for the first. A repeated event tells again of what still needs attention.
 //!
 //! An instance that fails is data: it stands in the report. A call that fails is a [`Problem`] of its group
 //! or of the event, and the rest goes on. A message is due when anything needs attention (or always, if so
