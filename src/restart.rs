@@ -315,7 +315,16 @@ impl Run<'_> {
             }
         }
         let now = Instant::now();
+        let answered = commands
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answer)| answer.is_ok());
+        let answered: BTreeSet<&String> = answered.map(|(command, _)| command).collect();
         for (id, open) in &mut self.open {
+            // Of a command whose answer is missing nothing new is known.
+            if !answered.contains(&open.command_id) {
+                continue;
+            }
             let started = running.remove(id.as_str());
             open.late = started.is_none() && now.duration_since(open.sent) >= UNDELIVERED_AFTER;
             open.unknown_status = started.flatten();

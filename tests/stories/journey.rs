@@ -249,6 +249,24 @@ async fn one_command_s_missing_answer_does_not_hide_the_other_s() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_instance_that_runs_is_not_called_undelivered_for_want_of_an_answer() {
+    let story = Story::of(1).given(|state| {
+        state.host(&id(1)).agent.busy = vec![[0.0, 118.0]];
+        state.host(&id(1)).agent.restart_seconds = 140.0;
+        state.faults.push(Fault {
+            operation: "ListCommandInvocations".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            // Thirty-five looks, five seconds apart: the command was sent 180 seconds ago.
+            after: 35,
+            times: 1_000,
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"unfinished": 1}));
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_of_systems_manager_are_paced() {
     let story = Story::of(400);
     story.run().await;
