@@ -22,10 +22,12 @@ EDGES = {
         ["", "arn:aws:sns:eu-west-1:123456789012:restarts", "arn:aws-us-gov:sns:us-gov-west-1:123456789012:a_b-c"],
         ["restarts", "arn:aws:sns:eu-west-1:123456789012:restarts.fifo", "arn:aws:sqs:eu-west-1:123456789012:restarts"],
     ),
-    "DocumentName": (["restart-agent", "A_b.9"], ["", "ab", "a b c", "a" * 129, "arn:aws:ssm:eu-west-1:123456789012:document/x", "x*"]),
     "MaxConcurrency": (["1", "50", "1%", "50%", "100%"], ["", "0", "0%", "101%", "-1", "1.5", "50 %", "01", "all"]),
     "MaxErrors": (["0", "1", "50", "0%", "10%", "100%"], ["", "101%", "-1", "1.5", "10 %", "01", "none"]),
 }
+
+# Settings that no parameter gives: the README's word for them, and the resource whose reference they are.
+OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument")}
 
 # Parameters that shape the stack and are no setting of the function.
 STACK_PARAMETERS = {"Architecture", "LogRetentionDays"}
@@ -105,9 +107,10 @@ def check_settings(template):
         [row["environment"] for row in rows] == list(environment),
         f"README's settings {[row['environment'] for row in rows]} are not the function's environment {list(environment)}, in this order",
     )
+    by_parameter = {row["parameter"] for row in rows if row["environment"] not in OWN_RESOURCES}
     expect(
-        {row["parameter"] for row in rows} | STACK_PARAMETERS == set(parameters),
-        f"README's settings {sorted(row['parameter'] for row in rows)} are not the template's parameters {sorted(set(parameters) - STACK_PARAMETERS)}",
+        by_parameter | STACK_PARAMETERS == set(parameters),
+        f"README's settings {sorted(by_parameter)} are not the template's parameters {sorted(set(parameters) - STACK_PARAMETERS)}",
     )
     settings_source = without_comments((ROOT / "src/settings.rs").read_text().split("#[cfg(test)]")[0])
     named = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', settings_source))
@@ -117,6 +120,16 @@ def check_settings(template):
     )
     for row in rows:
         name, variable = row["parameter"], row["environment"]
+        in_source = re.search(rf'"{variable}",\s*(?:None|Some\("([^"]*)"\))', settings_source)
+        expect(
+            in_source and in_source.group(1) == row["default"],
+            f"default of {variable}: README {row['default']!r}, src/settings.rs {in_source and in_source.group(1)!r}",
+        )
+        if variable in OWN_RESOURCES:
+            word, resource = OWN_RESOURCES[variable]
+            expect(name == word, f"README says that {variable} comes from {name!r}, it is the stack's {word!r}")
+            expect(environment.get(variable) == {"Ref": resource}, f"{variable} is not the name of the stack's own {resource}")
+            continue
         parameter = parameters.get(name)
         if parameter is None or variable not in environment:
             continue
@@ -130,11 +143,6 @@ def check_settings(template):
             expect(default in (None, ""), f"README says that {variable} has no default, the template's {name} has {default!r}")
         else:
             expect(str(default) == row["default"], f"default of {variable}: README {row['default']!r}, template {default!r}")
-        in_source = re.search(rf'"{variable}",\s*(?:None|Some\("([^"]*)"\))', settings_source)
-        expect(
-            in_source and in_source.group(1) == row["default"],
-            f"default of {variable}: README {row['default']!r}, src/settings.rs {in_source and in_source.group(1)!r}",
-        )
         check_accepted(name, parameter, row["accepted"])
 
 
@@ -199,6 +207,9 @@ def check_policy(template):
         allowed.update(actions)
         expect(statement["Effect"] == "Allow" and statement.get("Sid"), f"a statement without purpose: {statement}")
         expect(not any("*" in action for action in actions), f"{statement['Sid']} allows a wildcard")
+        if any(action == "ssm:SendCommand" for action in actions) and ":document/" in json.dumps(statement["Resource"]):
+            own = f"document/${{{OWN_RESOURCES['DOCUMENT_NAME'][1]}}}"
+            expect(json.dumps(statement["Resource"]).endswith(f'{own}"}}'), f"{statement['Sid']} sends another document than the stack's own")
         if statement["Resource"] == "*":
             expect(set(actions) <= WITHOUT_RESOURCE, f'{statement["Sid"]} says "*" for an operation that knows resources')
     operations, called = called_operations()

@@ -1,0 +1,342 @@
+#!/usr/bin/env python3
+"""Holds the Run Command document in template.yaml against the scripts in document/, and against what Systems Manager takes.
+
+    tests/template/check_document.py            # the check; it also plants mistakes, each of which has to be found
+    tests/template/check_document.py --write    # copies the scripts of document/ into the template first
+    tests/template/check_document.py --json     # prints the document as JSON, for `aws ssm create-document`
+
+Needs PyYAML. The check itself also needs botocore, whose model of CreateDocument it uses; both come with the SAM command line. Makes no call to AWS. Prints
+every disagreement, one a line, and ends with 1 if there is any.
+"""
+
+import copy
+import json
+import pathlib
+import re
+import sys
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "template.yaml"
+RESOURCE = "RestartDocument"
+
+# Each step: its action, the platform of its precondition, its script, and the form of a line that hands a parameter over to it.
+STEPS = {
+    "linux": ("aws:runShellScript", "Linux", "document/restart-agent.sh", r"([A-Z_]+)='\{\{ (\w+) \}\}'"),
+    "windows": ("aws:runPowerShellScript", "Windows", "document/restart-agent.ps1", r"\$([A-Za-z]+) = '\{\{ (\w+) \}\}'"),
+}
+# The parameters, each with its default where it has one. Both moments belong together, so neither has one: half of them would call every agent fresh.
+PARAMETERS = {"triggeredAt": None, "sentAt": None, "busyWaitSeconds": "120", "minMemoryMiB": "0", "executionTimeoutSeconds": "480"}
+# Systems Manager itself uses this one; the script need not know it.
+NOT_HANDED_OVER = {"executionTimeoutSeconds"}
+# What every parameter has to take, and to refuse: values are put into the scripts as they are. A leading zero would make an octal number of it in a shell.
+TAKEN = ["0", "7", "120", "1763769600", "9999999999"]
+REFUSED = ["", "00", "0120", "-1", "1.5", "1 ", " 1", "1\n", "1;reboot", "'1", "$(reboot)", "12345678901", "{{ sentAt }}", "x1", "1x"]
+# Bytes of a document (Systems Manager, quotas). Characters of its name, and of a step's name (CreateDocument, schema 2.2).
+MAX_DOCUMENT = 65_536
+NAME = re.compile(r"[a-zA-Z0-9_.-]{3,128}")
+
+KNOWN_DOCUMENT_KEYS = {"schemaVersion", "description", "parameters", "mainSteps"}
+KNOWN_STEP_KEYS = {"action", "name", "precondition", "inputs"}
+KNOWN_INPUT_KEYS = {"timeoutSeconds", "runCommand"}
+KNOWN_PARAMETER_KEYS = {"type", "description", "default", "allowedPattern"}
+KNOWN_RESOURCE_KEYS = {"DocumentType", "UpdateMethod", "Content", "Tags"}
+
+
+class TemplateLoader(yaml.SafeLoader):
+    """YAML in which CloudFormation's short forms become plain values; the document itself has none."""
+
+
+TemplateLoader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
+
+
+class Finder:
+    """Collects problems, so that all of them are told at once."""
+
+    def __init__(self):
+        self.problems = []
+
+    def expect(self, holds, problem):
+        """Notes the problem unless the condition holds."""
+        if not holds:
+            self.problems.append(problem)
+        return bool(holds)
+
+    def expect_keys(self, what, found, known):
+        """Notes keys that are not known, or that is no mapping at all."""
+        if self.expect(isinstance(found, dict), f"{what} is no mapping"):
+            self.expect(set(found) <= known, f"{what} has unknown keys {sorted(set(found) - known)}")
+            return True
+        return False
+
+
+def scripts():
+    """The scripts of document/, by their names in the repository."""
+    return {path: (ROOT / path).read_bytes() for _, _, path, _ in STEPS.values()}
+
+
+def rewritten(template, sources):
+    """The template's text with the scripts in their places: below `# document/NAME, verbatim`, as a block literal."""
+    for path, source in sources.items():
+        pattern = re.compile(rf"(?m)^( *)# {re.escape(path)}, verbatim.*\n(?: *# .*\n)*( *)- \|\n(?:\2  .*\n| *\n)*")
+        found = list(pattern.finditer(template))
+        if len(found) != 1:
+            sys.exit(f"template.yaml has {len(found)} places `# {path}, verbatim`, not one")
+        head = found[0].group(0).split("- |\n")[0] + "- |\n"
+        indent = found[0].group(2) + "  "
+        lines = source.decode("ascii").splitlines()
+        block = "".join(f"{indent}{line}\n" if line else "\n" for line in lines)
+        template = template[: found[0].start()] + head + block + template[found[0].end() :]
+    return template
+
+
+def check_scripts(finder, sources):
+    """The scripts can stand in a document at all."""
+    for path, source in sources.items():
+        finder.expect(b"{{" not in source, f"{path} holds '{{{{', which Systems Manager takes for a parameter")
+        finder.expect(source.isascii(), f"{path} is not plain ASCII: hosts would read it in different encodings")
+        finder.expect(b"\r" not in source and b"\t" not in source, f"{path} holds carriage returns or tabs")
+        finder.expect(source.endswith(b"\n") and not source.endswith(b"\n\n"), f"{path} does not end with one line feed")
+        trailing = [number for number, line in enumerate(source.split(b"\n"), 1) if line.endswith(b" ")]
+        finder.expect(not trailing, f"{path} has spaces at the end of lines {trailing}")
+    text = sources["document/restart-agent.sh"].decode(errors="replace")
+    finder.expect(not re.search(r"\bexit 194\b", text), "restart-agent.sh ends with 194, at which Systems Manager reboots the host")
+    text = sources["document/restart-agent.ps1"].decode(errors="replace")
+    finder.expect("3010" not in text, "restart-agent.ps1 names 3010, at which Systems Manager reboots the host")
+
+
+def check_resource(finder, resource):
+    """The resource is a Run Command document that updates in place and has no fixed name."""
+    finder.expect(resource.get("Type") == "AWS::SSM::Document", f"{RESOURCE} is no AWS::SSM::Document")
+    properties = resource.get("Properties", {})
+    finder.expect("Name" not in properties, f"{RESOURCE} has a fixed name: CloudFormation could not replace it")
+    finder.expect_keys(RESOURCE, properties, KNOWN_RESOURCE_KEYS | {"Name"})
+    finder.expect(properties.get("DocumentType") == "Command", f"{RESOURCE} is no Command document")
+    finder.expect(properties.get("UpdateMethod") == "NewVersion", f"{RESOURCE} is replaced by an update, instead of getting a new version")
+
+
+def check_parameters(finder, parameters):
+    """Exactly the contract's parameters, each of which takes digits and nothing else."""
+    finder.expect(list(parameters) == list(PARAMETERS), f"the parameters are {list(parameters)}, the contract has {list(PARAMETERS)}")
+    for name, parameter in parameters.items():
+        if not finder.expect_keys(f"parameter {name}", parameter, KNOWN_PARAMETER_KEYS):
+            continue
+        finder.expect(parameter.get("type") == "String", f"parameter {name} is no String")
+        finder.expect(parameter.get("description"), f"parameter {name} has no description")
+        pattern = parameter.get("allowedPattern", "")
+        finder.expect(pattern.startswith("^") and pattern.endswith("$"), f"the pattern of {name} is not anchored: {pattern!r}")
+        # The end of Systems Manager's own expressions is the end of the text; Python's `$` also stands before a last line feed.
+        compiled = re.compile(re.sub(r"\$$", r"\\Z", pattern))
+        for value in TAKEN:
+            finder.expect(compiled.search(value), f"parameter {name} refuses {value!r}")
+        for value in REFUSED:
+            finder.expect(not compiled.search(value), f"parameter {name} takes {value!r}")
+        default = parameter.get("default")
+        finder.expect(default == PARAMETERS.get(name), f"the default of {name} is {default!r}, the contract has {PARAMETERS.get(name)!r}")
+        finder.expect(default is None or compiled.search(str(default)), f"the default of {name} does not fit its own pattern")
+
+
+def check_contract(finder):
+    """The function sends these parameters, and the simulated Systems Manager takes them with these defaults."""
+    sent = re.findall(r'"([a-z]+[A-Z]\w*)"', (ROOT / "src/restart.rs").read_text().split("fn parameters(", 1)[1].split("\n    }\n", 1)[0])
+    finder.expect(set(sent) == set(PARAMETERS), f"src/restart.rs sends {sent}, the document has {list(PARAMETERS)}")
+    simulated = re.findall(r'\("(\w+)", (?:None|Some\("(\d+)"\))\)', (ROOT / "sim/src/ssm.rs").read_text().split("const PARAMETERS", 1)[1].split("];", 1)[0])
+    finder.expect({name: default or None for name, default in simulated} == PARAMETERS, f"sim/src/ssm.rs knows {simulated}, the document has {PARAMETERS}")
+
+
+def check_step(finder, step, sources):
+    """One step: the right action under the right precondition, a prelude that hands the parameters over, then the script."""
+    name = step.get("name")
+    finder.expect_keys(f"step {name}", step, KNOWN_STEP_KEYS)
+    if not finder.expect(name in STEPS and NAME.fullmatch(name), f"there is a step {name!r}"):
+        return
+    action, platform, path, form = STEPS[name]
+    finder.expect(step.get("action") == action, f"step {name} has the action {step.get('action')!r}, not {action!r}")
+    finder.expect(
+        step.get("precondition") == {"StringEquals": ["platformType", platform]},
+        f"step {name} has not the precondition of {platform}: {step.get('precondition')!r}",
+    )
+    inputs = step.get("inputs")
+    if not finder.expect_keys(f"the inputs of step {name}", inputs, KNOWN_INPUT_KEYS):
+        return
+    finder.expect(
+        inputs.get("timeoutSeconds") == "{{ executionTimeoutSeconds }}",
+        f"the timeoutSeconds of step {name} is not the text of its parameter: {inputs.get('timeoutSeconds')!r}",
+    )
+    commands = inputs.get("runCommand")
+    well_formed = isinstance(commands, list) and len(commands) == 2 and all(isinstance(command, str) for command in commands)
+    if not finder.expect(well_formed, f"the runCommand of step {name} is not a prelude and a script"):
+        return
+    prelude, script = commands
+    handed = re.findall(form, prelude)
+    finder.expect(re.fullmatch(rf"(?:#[^\n{{]*\n|{form}\n?)+", prelude), f"the prelude of step {name} does more than to hand parameters over")
+    wanted = set(PARAMETERS) - NOT_HANDED_OVER
+    finder.expect({parameter for _, parameter in handed} == wanted, f"the prelude of step {name} does not hand over {sorted(wanted)}, each once")
+    finder.expect(len(handed) == len(wanted), f"the prelude of step {name} hands something over twice")
+    for variable, parameter in handed:
+        finder.expect(variable.replace("_", "").lower() == parameter.lower(), f"step {name} hands {parameter} over as {variable}")
+        finder.expect(re.search(rf"\b{variable}\b", script), f"the script of step {name} does not know {variable}")
+    if script.encode() != sources[path]:
+        theirs, ours = script.splitlines(), sources[path].decode(errors="replace").splitlines()
+        line = next((n for n, (a, b) in enumerate(zip(theirs, ours), 1) if a != b), min(len(theirs), len(ours)) + 1)
+        finder.expect(False, f"step {name} differs from {path} from its line {line} on; `tests/template/check_document.py --write` copies it again")
+
+
+def check_content(finder, content, sources):
+    """The document as a whole: its schema, its parameters and its steps."""
+    if not finder.expect_keys("the document", content, KNOWN_DOCUMENT_KEYS):
+        return
+    finder.expect(content.get("schemaVersion") == "2.2", f"the schema is {content.get('schemaVersion')!r}, not the text 2.2")
+    finder.expect(content.get("description"), "the document has no description")
+    check_parameters(finder, content.get("parameters", {}))
+    steps = content.get("mainSteps", [])
+    finder.expect([step.get("name") for step in steps] == list(STEPS), f"the steps are {[step.get('name') for step in steps]}, not {list(STEPS)}")
+    for step in steps:
+        check_step(finder, step, sources)
+
+
+def as_json(content):
+    """The document as CloudFormation hands it to Systems Manager."""
+    return json.dumps(content)
+
+
+def check_limits(finder, content):
+    """The JSON form is one that CreateDocument takes, and not too large."""
+    import botocore.session
+    import botocore.validate
+
+    text = as_json(content)
+    finder.expect(len(text.encode()) <= MAX_DOCUMENT, f"the document has {len(text.encode())} bytes, Systems Manager takes {MAX_DOCUMENT}")
+    request = {"Name": "restart-agent", "Content": text, "DocumentType": "Command", "DocumentFormat": "JSON"}
+    shape = botocore.session.get_session().get_service_model("ssm").operation_model("CreateDocument").input_shape
+    report = botocore.validate.ParamValidator().validate(request, shape)
+    finder.expect(not report.has_errors(), f"CreateDocument would refuse it: {report.generate_report()}")
+    for name in ("DocumentType", "DocumentFormat"):
+        finder.expect(request[name] in shape.members[name].enum, f"CreateDocument knows no {name} {request[name]}")
+    finder.expect(re.fullmatch(shape.members["Name"].metadata["pattern"], request["Name"]), "CreateDocument refuses the name")
+
+
+def all_problems(resource, sources):
+    """Everything that is wrong with a document and its scripts."""
+    finder = Finder()
+    check_contract(finder)
+    check_scripts(finder, sources)
+    check_resource(finder, resource)
+    content = resource.get("Properties", {}).get("Content")
+    check_content(finder, content, sources)
+    check_limits(finder, content)
+    return finder.problems
+
+
+def planted(resource, sources):
+    """Mistakes, each with a word that its problem has to hold, and the document and scripts with that mistake."""
+
+    def with_document(change):
+        changed = copy.deepcopy(resource)
+        change(changed["Properties"])
+        return changed, sources
+
+    def with_script(path, change):
+        """The script is changed in both places, so that the difference is not what is found."""
+        changed, new = copy.deepcopy(resource), dict(sources)
+        new[path] = change(sources[path])
+        for step in changed["Properties"]["Content"]["mainSteps"]:
+            if STEPS[step["name"]][2] == path:
+                step["inputs"]["runCommand"][1] = new[path].decode()
+        return changed, new
+
+    def step(properties, index):
+        return properties["Content"]["mainSteps"][index]
+
+    def parameter(properties, name):
+        return properties["Content"]["parameters"][name]
+
+    def edit_prelude(properties, index, old, new):
+        commands = step(properties, index)["inputs"]["runCommand"]
+        assert old in commands[0]
+        commands[0] = commands[0].replace(old, new)
+
+    shell, power = "document/restart-agent.sh", "document/restart-agent.ps1"
+    return [
+        ("a changed script", "differs from", (resource, {**sources, shell: sources[shell].replace(b"set -u", b"set -ue", 1)})),
+        ("a longer script", "differs from", (resource, {**sources, power: sources[power] + b"exit 0\n"})),
+        ("a parameter in the shell script", "'{{'", with_script(shell, lambda text: text + b"# {{ sentAt }}\n")),
+        ("a parameter in the PowerShell script", "'{{'", with_script(power, lambda text: text + b"# {{sentAt}}\n")),
+        ("a letter outside ASCII", "ASCII", with_script(shell, lambda text: text + "# é\n".encode())),
+        ("the reboot code of Linux", "reboots", with_script(shell, lambda text: text + b"exit 194\n")),
+        ("the reboot code of Windows", "reboots", with_script(power, lambda text: text + b"exit 3010\n")),
+        ("too much text", "65536", with_script(shell, lambda text: text + b"# padding\n" * 3000)),
+        ("a fixed name", "fixed name", with_document(lambda properties: properties.update(Name="restart-agent"))),
+        ("an automation", "no Command", with_document(lambda properties: properties.update(DocumentType="Automation"))),
+        ("replacement at an update", "replaced", with_document(lambda properties: properties.update(UpdateMethod="Replace"))),
+        ("another schema", "schema", with_document(lambda properties: properties["Content"].update(schemaVersion=2.2))),
+        ("an unknown key", "unknown keys", with_document(lambda properties: properties["Content"].update(files={}))),
+        ("no precondition", "precondition", with_document(lambda properties: step(properties, 0).pop("precondition"))),
+        ("the other precondition", "precondition", with_document(lambda properties: step(properties, 1).update(precondition=step(properties, 0)["precondition"]))),
+        ("the other action", "action", with_document(lambda properties: step(properties, 1).update(action="aws:runShellScript"))),
+        ("an unknown key of a step", "unknown keys", with_document(lambda properties: step(properties, 0).update(onFailure="Abort"))),
+        ("an unknown input", "unknown keys", with_document(lambda properties: step(properties, 0)["inputs"].update(workingdirectory="/"))),
+        ("a time-out as a number", "timeoutSeconds", with_document(lambda properties: step(properties, 0)["inputs"].update(timeoutSeconds=480))),
+        ("no time-out", "timeoutSeconds", with_document(lambda properties: step(properties, 1)["inputs"].pop("timeoutSeconds"))),
+        ("a single command", "runCommand", with_document(lambda properties: step(properties, 0)["inputs"].update(runCommand="id"))),
+        ("a step too many", "the steps are", with_document(lambda properties: properties["Content"]["mainSteps"].append(step(properties, 0)))),
+        ("a pattern with an open end", "not anchored", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^[0-9]{1,10}"))),
+        ("a pattern with an open branch", "takes", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^0|[1-9][0-9]{0,9}$"))),
+        ("a pattern that takes nothing", "refuses", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^x$"))),
+        ("octal numbers", "takes '0120'", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^[0-9]{1,10}$"))),
+        ("a default for one moment", "default of sentAt", with_document(lambda properties: parameter(properties, "sentAt").update(default="0"))),
+        ("a number as default", "default of minMemoryMiB", with_document(lambda properties: parameter(properties, "minMemoryMiB").update(default=0))),
+        ("a missing parameter", "the parameters are", with_document(lambda properties: properties["Content"]["parameters"].pop("minMemoryMiB"))),
+        ("a parameter under a wrong name", "hand", with_document(lambda properties: edit_prelude(properties, 0, "{{ sentAt }}", "{{ triggeredAt }}"))),
+        ("swapped parameters", "hands sentAt over as", with_document(
+            lambda properties: (edit_prelude(properties, 1, "$SentAt", "$X"), edit_prelude(properties, 1, "$TriggeredAt", "$SentAt"), edit_prelude(properties, 1, "$X", "$TriggeredAt"))
+        )),
+        ("a command in the prelude", "does more", with_document(lambda properties: edit_prelude(properties, 0, "SENT_AT=", "set -x\nSENT_AT="))),
+        ("a variable that the script does not know", "does not know", with_script(shell, lambda text: text.replace(b"MIN_MEMORY_MIB", b"MEMORY"))),
+    ]
+
+
+def prove_that_it_can_fail(resource, sources):
+    """Plants every mistake, and gives those that are not found as what they are."""
+    missed = []
+    mistakes = planted(resource, sources)
+    for name, word, (changed, new) in mistakes:
+        found = all_problems(changed, new)
+        if not any(word in problem for problem in found):
+            missed.append(f"planted and not found as {word!r}: {name}; found {found}")
+    print(f"document: {len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes found")
+    return missed
+
+
+def main():
+    """Rewrites the template if asked to, then checks it, or prints the document."""
+    wishes = sys.argv[1:]
+    if len(wishes) > 1 or not set(wishes) <= {"--write", "--json"}:
+        sys.exit(__doc__)
+    sources = scripts()
+    if wishes == ["--write"]:
+        before = TEMPLATE.read_text()
+        after = rewritten(before, sources)
+        if after != before:
+            TEMPLATE.write_text(after)
+            print("document: copied the scripts into template.yaml")
+    resource = yaml.load(TEMPLATE.read_text(), TemplateLoader)["Resources"].get(RESOURCE)
+    if resource is None:
+        sys.exit(f"document: template.yaml has no resource {RESOURCE}")
+    if wishes == ["--json"]:
+        print(as_json(resource["Properties"]["Content"]))
+        return
+    problems = all_problems(resource, sources)
+    if not problems:
+        size = len(as_json(resource["Properties"]["Content"]).encode())
+        print(f"document: ok, {size} of {MAX_DOCUMENT} bytes")
+        # Planted into a document with mistakes of its own, a mistake could be taken for one of those.
+        problems = prove_that_it_can_fail(resource, sources)
+    for problem in problems:
+        print(f"document: {problem}", file=sys.stderr)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
