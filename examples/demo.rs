@@ -10,6 +10,7 @@
 //! `sim`. Time is virtual, so minutes on the fleet pass in seconds.
 
 use std::cell::Cell;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -29,7 +30,9 @@ Restarts the CodeDeploy agents of a simulated fleet after one event, and shows i
   cargo run --example demo -- [OPTIONS]
 
   --instances N   instances in the two Auto Scaling groups, 0 to 1000 (default 24)
-  --fail N        how many of them fail to restart, up to N instances (default 1)
+  --fail N        how many of them fail to restart (default 1); besides these, one is busy, one was lost
+                  by Systems Manager and one is launching. Beyond some 250 the report does not fit one
+                  message, and the function fails for that
   --seed N        another fleet, the same each time (default 1)
   --event FILE    the event, as in events/ (default events/pipeline-succeeded.json)
   --json          print only the JSON that the function returns
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => fail(&problem),
         },
-        Err(problem) => fail(&format!("{problem}\n\n{HELP}")),
+        Err(problem) => fail(&format!("{problem}; --help tells what is accepted")),
     }
 }
 
@@ -67,6 +70,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, S
         event: None,
         json: false,
     };
+    let mut failing = None;
     while let Some(word) = words.next() {
         let mut value = |accepted: &str| {
             words
@@ -75,7 +79,10 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, S
         };
         match word.as_str() {
             "--instances" => options.cast.instances = number(&word, &value("0 to 1000")?, 1000)?,
-            "--fail" => options.cast.fail = number(&word, &value("0 to 1000")?, 1000)?,
+            "--fail" => {
+                options.cast.fail = number(&word, &value("0 to 1000")?, 1000)?;
+                failing = Some(options.cast.fail);
+            }
             "--seed" => options.cast.seed = number(&word, &value("a whole number")?, u64::MAX)?,
             "--event" => options.event = Some(value("a file")?.into()),
             "--json" => options.json = true,
@@ -86,12 +93,15 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, S
     let Cast {
         instances, fail, ..
     } = options.cast;
-    if fail > instances {
-        return Err(format!(
+    match failing {
+        Some(_) if fail > instances => Err(format!(
             "--fail {fail} is more than --instances {instances}"
-        ));
+        )),
+        _ => {
+            options.cast.fail = fail.min(instances);
+            Ok(Some(options))
+        }
     }
-    Ok(Some(options))
 }
 
 fn number<T>(option: &str, text: &str, most: T) -> Result<T, String>
@@ -121,7 +131,8 @@ fn play(options: &Options) -> Result<(), String> {
         let stage = Stage::set(event, &options.cast);
         if options.json {
             let (_, answer) = stage.deliver().await?;
-            println!("{answer:#}");
+            // Whoever closes the output early has read enough.
+            let _ = writeln!(std::io::stdout(), "{answer:#}");
             return Ok(());
         }
         show(&stage).await
@@ -144,8 +155,10 @@ async fn show(stage: &Stage) -> Result<(), String> {
     let (delivered, ()) = tokio::join!(deliver, screen.watch(stage, &planned, &done));
     let (handled, answer) = delivered?;
     if let Handled::Done(report) = &handled {
-        screen.table(report, &stage::table(report));
-        screen.message(stage);
+        if !stage.is_dry_run() {
+            screen.table(report, &stage::table(report));
+        }
+        screen.message(stage, stage.is_dry_run());
     }
     screen.answer(&answer);
     Ok(())

@@ -12,6 +12,15 @@ use serde_json::Value;
 
 use crate::stage::{Row, Stage};
 
+/// `println!` for an output that may be closed: `demo | head` ends the demo, and is no failure.
+macro_rules! say {
+    ($($words:tt)*) => {
+        if writeln!(stdout(), $($words)*).is_err() {
+            std::process::exit(0)
+        }
+    };
+}
+
 /// How long the bar may hold up a person who watches, in all.
 const PACE_LIMIT: Duration = Duration::from_secs(4);
 /// Real time for one second of the fleet's.
@@ -40,11 +49,11 @@ impl Screen {
 
     /// The event, as it arrives.
     pub fn event(&self, stage: &Stage) {
-        println!(
+        say!(
             "The real handler on a simulated fleet; its time is virtual. Nothing leaves this machine."
         );
         headline("The event");
-        println!("{:#}", stage.event);
+        say!("{:#}", stage.event);
     }
 
     /// What the function will do.
@@ -52,7 +61,7 @@ impl Screen {
         headline("The plan");
         let report = match planned {
             Handled::Ignored { reason, .. } => {
-                println!("nothing: {reason}");
+                say!("nothing: {reason}");
                 return;
             }
             Handled::Done(report) => report,
@@ -66,7 +75,7 @@ impl Screen {
                 .iter()
                 .map(|(word, count)| format!("{count} {word}"))
                 .collect();
-            println!(
+            say!(
                 "{}/{} in {}, deployment {}: {}",
                 group.name.application,
                 group.name.deployment_group,
@@ -81,7 +90,7 @@ impl Screen {
             for (id, entry) in &group.instances {
                 if let Decision::Leave(kind, reason) = &entry.decision {
                     let name = entry.name.as_deref().unwrap_or_default();
-                    println!("  {id}  {name:<9} {kind}: {reason}");
+                    say!("  {id}  {name:<9} {kind}: {reason}");
                 }
             }
             show_problem(group.problem.as_ref());
@@ -89,10 +98,10 @@ impl Screen {
         show_problem(report.problem.as_ref());
     }
 
-    /// Follows the restarts until `done`.
+    /// Follows the restarts until `done`; a dry run has none.
     pub async fn watch(&mut self, stage: &Stage, planned: &Handled, done: &Cell<bool>) {
         let total = to_restart(planned);
-        if total == 0 {
+        if total == 0 || stage.is_dry_run() {
             return;
         }
         headline("The restarts");
@@ -105,16 +114,16 @@ impl Screen {
                     self.paced += PACE;
                 }
             } else if second % PLAIN_EVERY == 0 {
-                println!("{second:>4} s  {} of {total}", stage.ended());
+                say!("{second:>4} s  {} of {total}", stage.ended());
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
             second += 1;
         }
         if self.terminal {
             bar(stage.ended(), total, second);
-            println!();
+            say!();
         } else {
-            println!("{second:>4} s  {} of {total}", stage.ended());
+            say!("{second:>4} s  {} of {total}", stage.ended());
         }
     }
 
@@ -122,7 +131,7 @@ impl Screen {
     pub fn table(&self, report: &Report, rows: &[Row]) {
         headline("The outcomes");
         for line in table_lines(rows) {
-            println!("{line}");
+            say!("{line}");
         }
         for group in &report.groups {
             show_problem(group.problem.as_ref());
@@ -131,25 +140,34 @@ impl Screen {
     }
 
     /// The message as SNS delivers it by mail.
-    pub fn message(&self, stage: &Stage) {
+    pub fn message(&self, stage: &Stage, dry_run: bool) {
         headline("The message");
         let messages = stage.world.messages();
-        if messages.is_empty() {
-            println!("none: silence means that every agent is fresh and alive");
+        if messages.is_empty() && dry_run {
+            say!("none: a dry run publishes nothing");
+        } else if messages.is_empty() {
+            say!(
+                "none: silence means that every agent is fresh and alive, or deliberately left alone"
+            );
         }
         for message in messages {
             let bodies: Value = serde_json::from_str(&message.message).unwrap_or_default();
-            println!("Subject: {}\n", message.subject.unwrap_or_default());
-            println!("{}", bodies["email"].as_str().unwrap_or_default());
+            say!("Subject: {}\n", message.subject.unwrap_or_default());
+            say!(
+                "{}",
+                bodies["email"].as_str().unwrap_or_default().trim_end()
+            );
         }
     }
 
     /// The end of it.
     pub fn answer(&self, answer: &Value) {
         headline("The answer");
-        println!(
+        say!(
             "result {}, severity {}, notified {}; the whole of it with --json",
-            answer["result"], answer["severity"], answer["notified"]
+            answer["result"],
+            answer["severity"],
+            answer["notified"]
         );
     }
 }
@@ -212,14 +230,17 @@ fn bar(ended: usize, total: usize, second: u64) {
 }
 
 fn headline(text: &str) {
-    println!("\n== {text}\n");
+    say!("\n== {text}\n");
 }
 
 fn show_problem(problem: Option<&codedeploy_agent_restarter::outcome::Problem>) {
     if let Some(problem) = problem {
-        println!(
+        say!(
             "problem in step {}: {}: {} (do: {})",
-            problem.step, problem.code, problem.message, problem.remedy
+            problem.step,
+            problem.code,
+            problem.message,
+            problem.remedy
         );
     }
 }

@@ -140,6 +140,11 @@ impl Stage {
         Ok((handled, answer))
     }
 
+    /// Whether the event itself asks for a plan only.
+    pub fn is_dry_run(&self) -> bool {
+        self.event["dryRun"] == Value::Bool(true)
+    }
+
     /// How many restarts have ended so far, whatever their end.
     pub fn ended(&self) -> usize {
         self.world.with(|state| {
