@@ -6,6 +6,7 @@ disagreement, one a line, and ends with 1 if there is any.
 """
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -15,6 +16,9 @@ import botocore.session
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# The translator wants to know a region; which one makes no difference.
+os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 # What each setting that is checked by a pattern takes and refuses, at the edges of the accepted form.
 EDGES = {
