@@ -31,8 +31,7 @@ Restarts the CodeDeploy agents of a simulated fleet after one event, and shows i
 
   --instances N   instances in the two Auto Scaling groups, 0 to 1000 (default 24)
   --fail N        how many of them fail to restart (default 1); besides these, one is busy, one was lost
-                  by Systems Manager and one is launching. Beyond some 250 the report does not fit one
-                  message, and the function fails for that
+                  by Systems Manager and one is launching
   --seed N        another fleet, the same each time (default 1)
   --event FILE    the event, as in events/ (default events/pipeline-succeeded.json)
   --json          print only the JSON that the function returns

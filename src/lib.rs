@@ -260,9 +260,9 @@ impl Restarter {
         if !notify::is_due(report, &self.settings) {
             return Ok(false);
         }
-        let message = notify::message(report, home);
+        let messages = notify::messages(report, home);
         let until = clock.publish_until();
-        notify::publish(&self.clients, &self.settings, &message, until).await?;
+        notify::publish(&self.clients, &self.settings, &messages, until).await?;
         Ok(true)
     }
 }

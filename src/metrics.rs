@@ -19,7 +19,7 @@ pub fn lines(report: &Report, now: Timestamp) -> Vec<String> {
 }
 
 fn line(group: &GroupReport, now: Timestamp) -> String {
-    let attention = group.attention().len();
+    let attention = group.attention_count();
     let mut metrics = vec![
         (
             "Restarted",

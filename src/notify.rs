@@ -11,6 +11,7 @@ use crate::aws::{CallError, Clients};
 use crate::outcome::{Kind, Outcome, Problem, Severity};
 use crate::report::{GroupReport, Report};
 use crate::settings::{NotifyOn, Settings};
+use crate::text::plain;
 use crate::trigger::{Home, Subject};
 
 /// Bytes of one `Publish`, attributes included (`API_Publish`).
@@ -19,6 +20,11 @@ const MAX_MESSAGE: usize = 262_144;
 const MAX_SUBJECT: usize = 99;
 /// Characters of one text message.
 const MAX_SMS: usize = 140;
+/// Characters that are left of each detail when the whole does not fit one message.
+const SHORT_DETAIL: usize = 100;
+/// Messages about one event. Each holds some hundreds of instances, and a pipeline deploys to a few thousand.
+const MAX_PARTS: usize = 200;
+const PUBLISH: &str = "sns:Publish";
 /// Instances that a chat card names; the other bodies name all.
 const CARD_INSTANCES: usize = 10;
 
@@ -38,26 +44,85 @@ pub fn is_due(report: &Report, settings: &Settings) -> bool {
     !report.dry_run && (report.needs_attention() || settings.notify_on == NotifyOn::Always)
 }
 
-/// Writes the message. Pure.
-pub fn message(report: &Report, home: &Home) -> Message {
-    let text = text(report, home);
-    let data = data(report);
+/// Writes the message: one, or numbered ones when it does not fit. Details are cut first, then the instances
+/// are shared out; nobody is dropped. Pure.
+pub fn messages(report: &Report, home: &Home) -> Vec<Message> {
+    let whole = message(report, home, Part::ONLY);
+    if whole.fits() {
+        return vec![whole];
+    }
+    let short = report.shortened(SHORT_DETAIL);
+    let mut messages = Vec::new();
+    for count in 1..=MAX_PARTS {
+        let parts = short.split(count);
+        let of = parts.len();
+        messages = parts
+            .iter()
+            .enumerate()
+            .map(|(n, part)| message(part, home, Part { number: n + 1, of }))
+            .collect();
+        // More parts than instances there are not.
+        if messages.iter().all(Message::fits) || of < count {
+            break;
+        }
+    }
+    messages
+}
+
+/// Which part of a message this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl Part {
+    const ONLY: Self = Self { number: 1, of: 1 };
+
+    /// What stands before the headline of a numbered message.
+    fn prefix(self) -> String {
+        match self.of {
+            1 => String::new(),
+            of => format!("({}/{of}) ", self.number),
+        }
+    }
+}
+
+fn message(report: &Report, home: &Home, part: Part) -> Message {
+    let headline = format!("{}{}", part.prefix(), headline(report));
+    let text = text(report, home, &headline);
+    let data = data(report, part);
     let bodies = BTreeMap::from([
         ("default", text.clone()),
         ("email", text),
-        ("sms", headline(report).chars().take(MAX_SMS).collect()),
-        ("https", card(report, home).to_string()),
+        ("sms", plain(&headline, MAX_SMS)),
+        ("https", card(report, home, &headline).to_string()),
         ("sqs", data.clone()),
         ("lambda", data),
     ]);
     Message {
-        subject: subject(report),
+        subject: plain(&headline, MAX_SUBJECT),
         bodies,
         attributes: attributes(report),
     }
 }
 
-/// Publishes the message, until `until`.
+impl Message {
+    /// The `Message` of `Publish`: JSON with a text for each protocol.
+    fn body(&self) -> String {
+        json!(self.bodies).to_string()
+    }
+
+    fn fits(&self) -> bool {
+        let attributes = self.attributes.iter();
+        let attributes: usize = attributes
+            .map(|(name, (kind, value))| name.len() + kind.len() + value.len())
+            .sum();
+        self.body().len() + self.subject.len() + attributes <= MAX_MESSAGE
+    }
+}
+
+/// Publishes the messages in order, until `until`.
 ///
 /// # Errors
 /// When SNS refuses, or does not answer in time: the invocation must then fail, so that Lambda repeats it
@@ -65,54 +130,47 @@ pub fn message(report: &Report, home: &Home) -> Message {
 pub async fn publish(
     clients: &Clients,
     settings: &Settings,
-    message: &Message,
+    messages: &[Message],
     until: Instant,
 ) -> Result<(), CallError> {
-    const OPERATION: &str = "sns:Publish";
     let topic = &settings.topic;
-    let body = json!(message.bodies).to_string();
-    let attributes: usize = message
-        .attributes
-        .iter()
-        .map(|(name, (kind, value))| name.len() + kind.len() + value.len())
-        .sum();
-    if body.len() + attributes > MAX_MESSAGE {
-        return Err(CallError {
-            operation: OPERATION,
-            resource: topic.arn.clone(),
-            code: "MessageTooLong".to_owned(),
-            message: format!(
-                "the report needs {} bytes, SNS takes {MAX_MESSAGE}; splitting it is not implemented yet",
-                body.len() + attributes
-            ),
-        });
+    let sns = clients.in_region(&topic.region).sns;
+    for message in messages {
+        timeout_at(until, publish_one(&sns, &topic.arn, message))
+            .await
+            .unwrap_or_else(|_| Err(CallError::out_of_time(PUBLISH, &topic.arn)))?;
     }
-    let mut call = clients
-        .in_region(&topic.region)
-        .sns
+    Ok(())
+}
+
+async fn publish_one(
+    sns: &aws_sdk_sns::Client,
+    topic: &str,
+    message: &Message,
+) -> Result<(), CallError> {
+    let mut call = sns
         .publish()
-        .topic_arn(&topic.arn)
+        .topic_arn(topic)
         .subject(&message.subject)
         .message_structure("json")
-        .message(body);
+        .message(message.body());
     for (name, (kind, value)) in &message.attributes {
         let attribute = MessageAttributeValue::builder()
             .data_type(*kind)
             .string_value(value)
             .build()
-            .map_err(|_| CallError::incomplete(OPERATION, &topic.arn, "attribute type"))?;
+            .map_err(|_| CallError::incomplete(PUBLISH, topic, "attribute type"))?;
         call = call.message_attributes(*name, attribute);
     }
-    match timeout_at(until, call.send()).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(CallError::new(OPERATION, &topic.arn, &error)),
-        Err(_) => Err(CallError::out_of_time(OPERATION, &topic.arn)),
+    match call.send().await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(CallError::new(PUBLISH, topic, &error)),
     }
 }
 
 /// What failed, where: one line, for the subject, text messages and the first line of the text.
 fn headline(report: &Report) -> String {
-    let attention: usize = report.groups.iter().map(|g| g.attention().len()).sum();
+    let attention: usize = report.groups.iter().map(GroupReport::attention_count).sum();
     let all: usize = report.groups.iter().map(|g| g.instances.len()).sum();
     let level = report.severity().word().to_uppercase();
     let what = report.order.subject.words();
@@ -126,20 +184,9 @@ fn headline(report: &Report) -> String {
     }
 }
 
-fn subject(report: &Report) -> String {
-    headline(report)
-        .chars()
-        .map(|c| match c {
-            ' '..='~' => c,
-            _ => '?',
-        })
-        .take(MAX_SUBJECT)
-        .collect()
-}
-
-fn text(report: &Report, home: &Home) -> String {
+fn text(report: &Report, home: &Home, headline: &str) -> String {
     let order = &report.order;
-    let mut text = headline(report);
+    let mut text = headline.to_owned();
     if let Subject::Pipeline { execution_id, .. } = &order.subject {
         let _ = write!(text, ", execution {execution_id}");
     }
@@ -198,7 +245,7 @@ fn write_group(text: &mut String, group: &GroupReport, report: &Report, home: &H
         }
         let _ = writeln!(text, "  Do: {}.", section.advice);
     }
-    if group.problem.is_some() || !group.attention().is_empty() {
+    if group.problem.is_some() || group.attention_count() > 0 {
         text.push_str("\nRepeat by hand (leaves agents alone that are fresh by now):\n");
         for command in repeat_commands(group, report, home) {
             let _ = writeln!(text, "  {command}");
@@ -314,17 +361,17 @@ fn repeat_commands(group: &GroupReport, report: &Report, home: &Home) -> Vec<Str
         .collect()
 }
 
-/// The returned JSON for programs, as one part of one.
-fn data(report: &Report) -> String {
+/// The returned JSON for programs: each part is valid, with its own instances and the event's counts.
+fn data(report: &Report, part: Part) -> String {
     let mut data = json!(report.answer(true));
-    data["part"] = json!(1);
-    data["parts"] = json!(1);
+    data["part"] = json!(part.number);
+    data["parts"] = json!(part.of);
     data.to_string()
 }
 
 /// A custom notification of Amazon Q Developer in chat applications: anything else on the topic it drops
 /// without a word.
-fn card(report: &Report, home: &Home) -> Value {
+fn card(report: &Report, home: &Home, headline: &str) -> Value {
     let mut description = String::new();
     let mut steps: Vec<String> = Vec::new();
     let mut named = 0;
@@ -355,7 +402,7 @@ fn card(report: &Report, home: &Home) -> Value {
         let _ = writeln!(description, "and {} more", named - CARD_INSTANCES);
     }
     if description.is_empty() {
-        description = headline(report);
+        description = headline.to_owned();
     }
     let groups: Vec<String> = report
         .groups
@@ -367,14 +414,14 @@ fn card(report: &Report, home: &Home) -> Value {
         "source": "custom",
         "content": {
             "textType": "client-markdown",
-            "title": headline(report),
+            "title": headline,
             "description": description,
             "nextSteps": steps,
             "keywords": ["codedeploy-agent", report.severity().word()],
         },
         "metadata": {
             "threadId": report.order.subject.words(),
-            "summary": headline(report),
+            "summary": headline,
             "eventType": "codedeploy-agent-restart",
             "additionalContext": {
                 "function": home.function,

@@ -1,7 +1,7 @@
 //! The report of one event: every candidate in one outcome, every problem told. The returned JSON, the
 //! message and the metrics are views of it. Nothing here talks to AWS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use crate::deployments::{GroupName, Unresolved};
 use crate::fleet::{Decision, Fleet};
 use crate::outcome::{Kind, Outcome, Problem, Severity};
 use crate::restart::Results;
+use crate::text::plain;
 use crate::trigger::Order;
 
 /// Everything that happened after one event.
@@ -52,6 +53,8 @@ pub struct Entry {
     pub decision: Decision,
     /// What became of it; none only when a restart is merely planned.
     pub outcome: Option<Outcome>,
+    /// Another part of the message names it.
+    pub told_elsewhere: bool,
 }
 
 impl GroupReport {
@@ -90,6 +93,7 @@ impl GroupReport {
                     name: instance.name,
                     decision: instance.decision,
                     outcome,
+                    told_elsewhere: false,
                 };
                 (id, entry)
             })
@@ -107,11 +111,20 @@ impl GroupReport {
         }
     }
 
-    /// The instances that somebody must hear of: the worst first, then by outcome and id.
+    /// How many instances somebody must hear of.
+    pub fn attention_count(&self) -> usize {
+        self.outcomes()
+            .filter(|outcome| outcome.kind.needs_attention())
+            .count()
+    }
+
+    /// The instances that somebody must hear of, less those that another part of the message names: the
+    /// worst first, then by outcome and id.
     pub fn attention(&self) -> Vec<(&str, &Entry, &Outcome)> {
         let mut rows: Vec<_> = self
             .instances
             .iter()
+            .filter(|(_, entry)| !entry.told_elsewhere)
             .filter_map(|(id, entry)| Some((id.as_str(), entry, entry.outcome.as_ref()?)))
             .filter(|(_, _, outcome)| outcome.kind.needs_attention())
             .collect();
@@ -182,6 +195,50 @@ impl Report {
     /// Whether somebody must hear of it.
     pub fn needs_attention(&self) -> bool {
         self.severity() > Severity::Ok
+    }
+
+    /// The same report with every detail cut to `most` characters.
+    pub fn shortened(&self, most: usize) -> Self {
+        let mut report = self.clone();
+        let groups = report.groups.iter_mut();
+        for entry in groups.flat_map(|group| group.instances.values_mut()) {
+            if let Some(outcome) = &mut entry.outcome {
+                outcome.detail = plain(&outcome.detail, most);
+            }
+        }
+        report
+    }
+
+    /// The report in `parts` parts: each names its share of the instances that need attention, in order, and
+    /// each has all counts and problems.
+    pub fn split(&self, parts: usize) -> Vec<Self> {
+        let all: Vec<(usize, String)> = self
+            .groups
+            .iter()
+            .enumerate()
+            .flat_map(|(group, report)| {
+                let rows = report.attention().into_iter();
+                rows.map(move |(id, _, _)| (group, id.to_owned()))
+            })
+            .collect();
+        let share = all.len().div_ceil(parts.max(1)).max(1);
+        let shares = all.chunks(share);
+        shares
+            .map(|share| {
+                let mut part = self.clone();
+                for (index, group) in part.groups.iter_mut().enumerate() {
+                    let here: BTreeSet<&str> = share
+                        .iter()
+                        .filter(|(group, _)| *group == index)
+                        .map(|(_, id)| id.as_str())
+                        .collect();
+                    for (id, entry) in &mut group.instances {
+                        entry.told_elsewhere = !here.contains(id.as_str());
+                    }
+                }
+                part
+            })
+            .collect()
     }
 
     /// Whether a call failed for good, or an answer was missing.

@@ -17,7 +17,7 @@ pub fn quoted(text: &str) -> String {
 }
 
 fn clip(text: impl Iterator<Item = char>, most: usize) -> String {
-    let mut clipped: String = text.take(most + 1).collect();
+    let mut clipped: String = text.take(most.saturating_add(1)).collect();
     if clipped.len() > most {
         clipped.truncate(most.saturating_sub(3));
         clipped.push_str("...");

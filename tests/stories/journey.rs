@@ -594,3 +594,40 @@ async fn answers_that_never_come_end_in_a_report_before_the_deadline() {
         assert!(elapsed < 330.0, "{operation}: {elapsed} s");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_more_calls_are_made_than_can_answer() {
+    for instances in [1, 50, 130, 1_000] {
+        let story = Story::of(instances).given(|state| {
+            // Pages as large as AWS gives them.
+            state.page_sizes.deployment_targets = 100;
+        });
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": instances}));
+        let batches = instances.div_ceil(50);
+        let calls = story.calls();
+        let polls = calls["ListCommandInvocations"];
+        let mut expected = std::collections::BTreeMap::from([
+            ("ListActionExecutions".to_owned(), 1),
+            ("GetDeployment".to_owned(), 1),
+            ("GetDeploymentGroup".to_owned(), 1),
+            ("ListDeployments".to_owned(), 1),
+            ("ListDeploymentTargets".to_owned(), instances.div_ceil(100)),
+            ("DescribeAutoScalingGroups".to_owned(), 1),
+            ("DescribeInstanceInformation".to_owned(), batches),
+            ("SendCommand".to_owned(), batches),
+        ]);
+        expected.insert("ListCommandInvocations".to_owned(), polls);
+        assert_eq!(calls, expected, "{instances} instances");
+        // One look at each command every five seconds or more.
+        let seconds = story.world.now() - EVENT_TIME;
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let most = (seconds / 5.0).ceil() * batches as f64;
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let polls = polls as f64;
+        assert!(
+            polls <= most,
+            "{polls} looks in {seconds} s for {instances}"
+        );
+    }
+}

@@ -169,18 +169,70 @@ async fn the_command_that_repeats_is_safe_for_a_shell() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_that_does_not_fit_one_message_fails_the_invocation_and_says_so() {
-    let story = Story::of(1_000).given(|state| {
-        for n in 1..=1_000 {
-            state.host(&id(n)).ping = "ConnectionLost".to_owned();
+async fn a_thousand_failures_are_told_in_numbered_messages_and_nobody_is_dropped() {
+    let story = Story::of(1_000)
+        .setting("MAX_ERRORS", "100%")
+        .given(|state| {
+            for n in 1..=1_000 {
+                let host = state.host(&id(n));
+                host.name = Some(format!("web-{n} {}", "with a long name".repeat(5)));
+                host.answer = Some(Answer {
+                    status: "Failed".to_owned(),
+                    status_details: Some("Failed".to_owned()),
+                    output: Some("\\\"".repeat(1_000)),
+                    response_code: Some(1),
+                });
+            }
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"failed": 1_000}));
+    let messages = story.world.messages();
+    assert!(messages.len() > 1);
+    let mut named = std::collections::BTreeSet::new();
+    for (n, message) in messages.iter().enumerate() {
+        let attributes = json!(message.attributes).to_string();
+        assert!(message.message.len() + attributes.len() <= 262_144);
+        let subject = message.subject.as_deref().expect("a subject");
+        let number = format!("({}/{}) WARNING: 1000 of 1000 ", n + 1, messages.len());
+        assert!(subject.starts_with(&number), "{subject}");
+        let bodies: Value = serde_json::from_str(&message.message).expect("JSON");
+        let data: Value =
+            serde_json::from_str(bodies["sqs"].as_str().expect("text")).expect("JSON");
+        assert_eq!(data["part"], n + 1);
+        assert_eq!(data["parts"], messages.len());
+        assert_eq!(data["groups"][0]["counts"], json!({"failed": 1_000}));
+        let mail = bodies["email"].as_str().expect("text");
+        for row in data["groups"][0]["attention"].as_array().expect("a list") {
+            let id = row["instanceId"].as_str().expect("text").to_owned();
+            assert!(mail.contains(&id), "the same instances in each body");
+            assert!(row["detail"].as_str().expect("text").len() <= 100);
+            assert!(named.insert(id), "named once");
+        }
+    }
+    assert_eq!(named.len(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn details_shrink_before_messages_are_numbered() {
+    let story = Story::of(120).setting("MAX_ERRORS", "100%").given(|state| {
+        for n in 1..=120 {
+            state.host(&id(n)).answer = Some(Answer {
+                status: "Failed".to_owned(),
+                status_details: Some("Failed".to_owned()),
+                output: Some("\\\"".repeat(1_000)),
+                response_code: Some(1),
+            });
         }
     });
-    let error = story
-        .try_event(&event("pipeline-succeeded"))
-        .await
-        .expect_err("it does not fit");
-    assert!(error.contains("MessageTooLong"), "{error}");
-    assert!(error.contains("262144"), "{error}");
+    story.run().await;
+    let data: Value = serde_json::from_str(&story.body("sqs")).expect("JSON");
+    assert_eq!(data["parts"], 1);
+    let rows = data["groups"][0]["attention"].as_array().expect("a list");
+    assert_eq!(rows.len(), 120);
+    assert!(
+        rows.iter()
+            .all(|row| row["detail"].as_str().expect("text").len() == 100)
+    );
 }
 
 #[tokio::test(start_paused = true)]
