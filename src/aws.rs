@@ -226,6 +226,17 @@ impl CallError {
         )
     }
 
+    /// Whether the function's role may not do it.
+    pub fn is_denied(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "AccessDenied"
+                | "AccessDeniedException"
+                | "UnauthorizedOperation"
+                | "AuthorizationError"
+        )
+    }
+
     /// What a person should do about it.
     pub fn remedy(&self) -> String {
         let Self {
@@ -234,10 +245,7 @@ impl CallError {
             ..
         } = self;
         match self.code.as_str() {
-            "AccessDenied"
-            | "AccessDeniedException"
-            | "UnauthorizedOperation"
-            | "AuthorizationError" => {
+            _ if self.is_denied() => {
                 format!("allow {operation} in the function's role, for {resource}")
             }
             "InvalidDocument" | "InvalidDocumentVersion" => {

@@ -12,10 +12,11 @@ use aws_sdk_codedeploy::types::{
 };
 use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use futures_util::future::{join_all, try_join, try_join_all};
+use tokio::time::Instant;
 
 use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
-use crate::deployments::{Deployment, Group, group_resource};
+use crate::deployments::{Deployment, Group, GroupName, Unresolved, group_resource};
 use crate::outcome::{Kind, Problem};
 use crate::text::{plain, quoted};
 
@@ -27,6 +28,8 @@ const LIFECYCLE_BATCH: usize = 50;
 const INVENTORY_BATCH: usize = 50;
 /// Target ids in one `BatchGetDeploymentTargets`.
 const TARGETS_BATCH: usize = 25;
+/// The ping status of a node that Systems Manager reaches.
+const ONLINE: &str = "Online";
 /// Characters of an instance's name.
 const MAX_NAME: usize = 100;
 /// Seconds after which the targets of a deployment that a request names may well be gone.
@@ -41,6 +44,10 @@ pub struct Fleet {
     pub instances: BTreeMap<String, Instance>,
     /// What could not be found out; it does not concern the instances above.
     pub problem: Option<Problem>,
+    /// What the decisions rest on besides the candidates.
+    pub circumstances: Circumstances,
+    /// When the lifecycle states were read.
+    pub read_at: Instant,
 }
 
 impl Fleet {
@@ -53,6 +60,17 @@ impl Fleet {
             .collect()
     }
 
+    /// The instances that were offline, with the reason: they are asked for once more at the end.
+    pub fn offline(&self) -> Vec<(String, String)> {
+        self.instances
+            .iter()
+            .filter_map(|(id, instance)| match &instance.decision {
+                Decision::AskAgain(reason) => Some((id.clone(), reason.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Another deployment of the group still runs: those that were to be restarted are `busy` instead.
     pub fn mark_busy(&mut self, deployment_id: &str) {
         for instance in self.instances.values_mut() {
@@ -61,6 +79,55 @@ impl Fleet {
                     Kind::Busy,
                     format!("deployment {deployment_id} of the group is running"),
                 );
+            }
+        }
+    }
+}
+
+/// Makes sure that an instance in several groups is sent to once: by the group whose deployment ended last, then
+/// the first in order, and by none while a deployment of any of them runs.
+pub fn send_once(fleets: &mut [Result<Fleet, Unresolved>]) {
+    let mut homes: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+    for (index, fleet) in fleets.iter().enumerate() {
+        let Ok(fleet) = fleet else { continue };
+        for (id, instance) in &fleet.instances {
+            let busy = matches!(instance.decision, Decision::Leave(Kind::Busy, _));
+            if busy || instance.decision.is_open() {
+                let key = (fleet.group.name.region.clone(), id.clone());
+                homes.entry(key).or_default().push(index);
+            }
+        }
+    }
+    for ((_, id), indices) in homes {
+        if indices.len() < 2 {
+            continue;
+        }
+        let busy = indices
+            .iter()
+            .filter_map(|index| fleets[*index].as_ref().ok()?.instances.get(&id))
+            .map(|instance| &instance.decision)
+            .find(|decision| !decision.is_open())
+            .cloned();
+        let newest = indices
+            .iter()
+            .filter_map(|index| Some((fleets[*index].as_ref().ok()?.group.triggered_at, index)))
+            .max_by_key(|(time, index)| (*time, std::cmp::Reverse(**index)));
+        let Some((_, &owner)) = newest else { continue };
+        let Ok(owner_fleet) = &fleets[owner] else {
+            continue;
+        };
+        let elsewhere = Decision::Elsewhere(owner_fleet.group.name.clone());
+        for index in indices {
+            let Ok(fleet) = &mut fleets[index] else {
+                continue;
+            };
+            let Some(instance) = fleet.instances.get_mut(&id) else {
+                continue;
+            };
+            match &busy {
+                Some(busy) if instance.decision.is_open() => instance.decision = busy.clone(),
+                None if index != owner => instance.decision = elsewhere.clone(),
+                _ => {}
             }
         }
     }
@@ -80,6 +147,10 @@ pub struct Instance {
 pub enum Decision {
     /// Its agent is to be restarted.
     Restart(String),
+    /// Systems Manager shows it as offline: to be asked once more when nothing else is open.
+    AskAgain(String),
+    /// Another group of the same event restarts it; its outcome, whatever it is, stands here too.
+    Elsewhere(GroupName),
     /// It is accounted for without a restart.
     Leave(Kind, String),
 }
@@ -88,15 +159,22 @@ impl Decision {
     /// The word in a plan: `restart`, or the outcome.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Restart(_) => "restart",
+            Self::Restart(_) | Self::Elsewhere(_) => "restart",
+            Self::AskAgain(_) => Kind::Unreachable.word(),
             Self::Leave(kind, _) => kind.word(),
         }
+    }
+
+    /// Whether it may still be sent to.
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Restart(_) | Self::AskAgain(_))
     }
 
     /// Why.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Restart(reason) | Self::Leave(_, reason) => reason,
+            Self::Restart(reason) | Self::AskAgain(reason) | Self::Leave(_, reason) => reason,
+            Self::Elsewhere(_) => "sent to once, with another deployment group of this event",
         }
     }
 }
@@ -214,7 +292,7 @@ pub fn is_instance_id(id: &str) -> bool {
 
 /// The decision for one candidate.
 pub fn decide(candidate: &Candidate, circumstances: Circumstances) -> Decision {
-    use Decision::{Leave, Restart};
+    use Decision::{AskAgain, Leave, Restart};
     if !is_instance_id(&candidate.id) {
         return Leave(
             Kind::Unreachable,
@@ -235,18 +313,14 @@ pub fn decide(candidate: &Candidate, circumstances: Circumstances) -> Decision {
         None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
     }
     match &candidate.node {
-        Some(node) if node.ping == "Online" => Restart(match &candidate.lifecycle {
+        Some(node) if node.ping == ONLINE => Restart(match &candidate.lifecycle {
             Some(lifecycle) => format!("{lifecycle}, online"),
             None => "online".to_owned(),
         }),
-        // Asking once more at the end, when it may be back, belongs to the restart; today it is told at once.
-        Some(node) => Leave(
-            Kind::Unreachable,
-            match node.last_ping {
-                Some(since) => format!("Systems Manager: {}, offline since {since}", node.ping),
-                None => format!("Systems Manager: {}", node.ping),
-            },
-        ),
+        Some(node) => AskAgain(match node.last_ping {
+            Some(since) => format!("Systems Manager: {}, offline since {since}", node.ping),
+            None => format!("Systems Manager: {}", node.ping),
+        }),
         None => decide_missing(candidate, circumstances),
     }
 }
@@ -297,6 +371,7 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
     )
     .await?;
 
+    let read_at = Instant::now();
     let names = auto_scaling_groups(&info);
     let members = describe_members(client, &names).await?;
     let mut candidates = BTreeMap::new();
@@ -359,11 +434,52 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
     Ok(Fleet {
         group: group.clone(),
         instances,
+        circumstances,
+        read_at,
         problem: match missing_groups(group, &members.missing) {
             Some(problem) => Some(problem.and(unanswered)),
             None => unanswered,
         },
     })
+}
+
+/// Decides again for some instances of a fleet, after a while or a refusal: their lifecycle is read again, and
+/// with `inventory` also what Systems Manager knows of them. Without it they count as online.
+///
+/// # Errors
+/// When a call fails for good.
+pub async fn decide_again(
+    client: &RegionClients,
+    ids: &[String],
+    circumstances: Circumstances,
+    inventory: bool,
+) -> Result<BTreeMap<String, Decision>, CallError> {
+    let mut lifecycles = describe_lifecycles(client, ids).await?;
+    let mut nodes = match inventory {
+        true => describe_nodes(client, ids).await?,
+        false => BTreeMap::new(),
+    };
+    let online = Node {
+        ping: ONLINE.to_owned(),
+        last_ping: None,
+        name: None,
+    };
+    Ok(ids
+        .iter()
+        .map(|id| {
+            let candidate = Candidate {
+                id: id.clone(),
+                lifecycle: lifecycles.remove(id),
+                node: match inventory {
+                    true => nodes.remove(id),
+                    false => Some(online.clone()),
+                },
+                reached: None,
+            };
+            let decision = decide(&candidate, circumstances);
+            (candidate.id, decision)
+        })
+        .collect())
 }
 
 impl Candidate {

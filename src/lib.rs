@@ -54,10 +54,11 @@ pub mod trigger;
 
 use aws::{CallError, Clients};
 use clock::Clock;
-use deployments::{Found, Group};
+use deployments::{Found, Group, Unresolved};
 use fleet::Fleet;
 use outcome::Problem;
-use report::{Answer, GroupReport, Report};
+use report::{Answer, Report};
+use restart::Results;
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
@@ -150,21 +151,25 @@ impl Restarter {
         };
         let left = RESOLVE_LIMIT.saturating_sub(clock.elapsed() - begun);
         let dry_run = order.dry_run || self.settings.dry_run;
-        let groups = groups
-            .into_iter()
-            .map(|group| -> BoxFuture<'_, GroupReport> {
-                match group {
-                    Ok(group) => Box::pin(self.restart_group(group, clock, left, dry_run)),
-                    Err(unresolved) => {
-                        let duration = clock.elapsed() - begun;
-                        Box::pin(async move { GroupReport::unresolved(unresolved, duration) })
-                    }
-                }
-            });
-        let groups = join_all(groups).await;
+        let fleets = groups.into_iter().map(|group| -> BoxFuture<'_, _> {
+            Box::pin(self.find_fleet(group, clock, left, !dry_run))
+        });
+        let mut fleets = join_all(fleets).await;
+        fleet::send_once(&mut fleets);
+
+        let results = fleets.iter().map(|fleet| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let results = match fleet {
+                    Ok(fleet) if !dry_run => Some(self.restart_fleet(fleet, clock).await),
+                    _ => None,
+                };
+                (results, clock.elapsed() - begun)
+            })
+        });
+        let results = join_all(results).await;
         Ok(Handled::Done(Report {
             order,
-            groups,
+            groups: report::groups(fleets, results),
             problem,
             dry_run,
         }))
@@ -211,49 +216,33 @@ impl Restarter {
         deployments::find(&self.clients, order, home, Instant::now() + RESOLVE_LIMIT).await
     }
 
-    /// The way of one deployment group. Its instances are to be found in the time that is `left`.
-    async fn restart_group(
-        &self,
-        group: Group,
-        clock: &Clock,
-        left: Duration,
-        dry_run: bool,
-    ) -> GroupReport {
-        let begun = clock.elapsed();
-        let fleet = match self.find_fleet(&group, clock, left, !dry_run).await {
-            Ok(fleet) => fleet,
-            Err(problem) => {
-                return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
-            }
-        };
-        let results = match dry_run {
-            true => None,
-            false => {
-                let ids = fleet.to_restart();
-                let (clients, settings) = (&self.clients, &self.settings);
-                Some(restart::restart(clients, settings, clock, &group, &ids).await)
-            }
-        };
-        GroupReport::of_fleet(fleet, results, clock.elapsed() - begun)
-    }
-
-    /// The group's instances with their decisions, once no other deployment of the group runs; all `busy` if
-    /// one still does. With `patient` false nobody waits for that.
+    /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if
+    /// one still does. With `patient` false nobody waits for that. The instances are to be found in the time
+    /// that is `left`.
     async fn find_fleet(
         &self,
-        group: &Group,
+        group: Result<Group, Unresolved>,
         clock: &Clock,
         left: Duration,
         patient: bool,
-    ) -> Result<Fleet, Problem> {
-        let other = deployments::quiet(&self.clients, group, clock, patient).await?;
-        let mut fleet = timeout(left, fleet::find(&self.clients, group, clock))
-            .await
-            .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
-        if let Some(id) = other {
-            fleet.mark_busy(&id);
-        }
-        Ok(fleet)
+    ) -> Result<Fleet, Unresolved> {
+        let group = group?;
+        let find = async {
+            let other = deployments::quiet(&self.clients, &group, clock, patient).await?;
+            let mut fleet = timeout(left, fleet::find(&self.clients, &group, clock))
+                .await
+                .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
+            if let Some(id) = other {
+                fleet.mark_busy(&id);
+            }
+            Ok(fleet)
+        };
+        let found: Result<Fleet, Problem> = find.await;
+        found.map_err(|problem| group.unresolved(problem))
+    }
+
+    async fn restart_fleet(&self, fleet: &Fleet, clock: &Clock) -> Results {
+        restart::restart(&self.clients, &self.settings, clock, fleet).await
     }
 
     async fn notify(&self, report: &Report, clock: &Clock, home: &Home) -> Result<bool, CallError> {

@@ -57,9 +57,40 @@ pub struct Entry {
     pub told_elsewhere: bool,
 }
 
+/// Outcomes of all groups, by the group that was to restart the instance.
+type Outcomes = BTreeMap<(GroupName, String), Outcome>;
+
+/// The reports of all groups, from what was found and what became of it (none when merely planned), with the
+/// time that each took.
+pub fn groups(
+    fleets: Vec<Result<Fleet, Unresolved>>,
+    results: Vec<(Option<Results>, Duration)>,
+) -> Vec<GroupReport> {
+    let mut outcomes: Option<Outcomes> = None;
+    for (fleet, (results, _)) in fleets.iter().zip(&results) {
+        if let (Ok(fleet), Some(results)) = (fleet, results) {
+            let of_group = results.outcomes.iter().map(|(id, outcome)| {
+                let key = (fleet.group.name.clone(), id.clone());
+                (key, outcome.clone())
+            });
+            outcomes.get_or_insert_default().extend(of_group);
+        }
+    }
+    fleets
+        .into_iter()
+        .zip(results)
+        .map(|(fleet, (results, duration))| match fleet {
+            Ok(fleet) => {
+                let problem = results.and_then(|results| results.problem);
+                GroupReport::of_fleet(fleet, outcomes.as_ref(), problem, duration)
+            }
+            Err(unresolved) => GroupReport::unresolved(unresolved, duration),
+        })
+        .collect()
+}
+
 impl GroupReport {
-    /// The report of a group that could not be resolved: nothing is known of its instances.
-    pub fn unresolved(unresolved: Unresolved, duration: Duration) -> Self {
+    fn unresolved(unresolved: Unresolved, duration: Duration) -> Self {
         Self {
             name: unresolved.name,
             deployment_ids: unresolved.deployment_ids,
@@ -70,12 +101,18 @@ impl GroupReport {
         }
     }
 
-    /// The report of a fleet. `results` holds the outcomes of those that were to be restarted; without it
-    /// the restart is merely planned.
-    pub fn of_fleet(fleet: Fleet, results: Option<Results>, duration: Duration) -> Self {
-        let (mut outcomes, problem) = match results {
-            Some(results) => (Some(results.outcomes), results.problem),
-            None => (None, None),
+    /// `outcomes` are those of all groups; none when restarts are merely planned.
+    fn of_fleet(
+        fleet: Fleet,
+        outcomes: Option<&Outcomes>,
+        problem: Option<Problem>,
+        duration: Duration,
+    ) -> Self {
+        let group = &fleet.group.name;
+        let outcome_of = |owner: &GroupName, id: &String| {
+            let outcomes = outcomes?;
+            let found = outcomes.get(&(owner.clone(), id.clone())).cloned();
+            Some(found.unwrap_or_else(|| Outcome::of(Kind::HeldBack, "not sent")))
         };
         let instances = fleet
             .instances
@@ -83,11 +120,10 @@ impl GroupReport {
             .map(|(id, instance)| {
                 let outcome = match &instance.decision {
                     Decision::Leave(kind, reason) => Some(Outcome::of(*kind, reason)),
-                    Decision::Restart(_) => outcomes.as_mut().map(|outcomes| {
-                        outcomes
-                            .remove(&id)
-                            .unwrap_or_else(|| Outcome::of(Kind::HeldBack, "not sent"))
-                    }),
+                    Decision::Restart(_) => outcome_of(group, &id),
+                    Decision::Elsewhere(owner) => outcome_of(owner, &id),
+                    Decision::AskAgain(reason) => outcome_of(group, &id)
+                        .or_else(|| Some(Outcome::of(Kind::Unreachable, reason))),
                 };
                 let entry = Entry {
                     name: instance.name,

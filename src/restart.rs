@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::Clock;
-use crate::deployments::Group;
+use crate::fleet::{self, Decision, Fleet};
 use crate::outcome::{Kind, Outcome, Problem, Progress, of_invocation};
 use crate::settings::Settings;
 
@@ -38,6 +38,12 @@ const COMMANDS_PER_SECOND: usize = 4;
 /// Nothing is sent later than the busy wait and this many seconds before the end.
 const LAST_SEND_SECONDS: u64 = 120;
 
+/// A chunk whose lifecycle states were read longer ago is asked for again before it is sent.
+const LIFECYCLE_AGE: Duration = Duration::from_secs(60);
+/// So many denials before anything is accepted mean that the function may not send at all.
+const MAX_DENIALS: usize = 50;
+const NO_TIME: &str = "not sent: no time left before the function's end";
+
 /// What became of a fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Results {
@@ -47,24 +53,28 @@ pub struct Results {
     pub problem: Option<Problem>,
 }
 
-/// Restarts the agents of these instances. Returns when each has an outcome, at the latest at the clock's
-/// `until`; never fails: what AWS refuses is in the results.
+/// Restarts the agents of the fleet's instances that are to be restarted. Returns when each has an outcome, at
+/// the latest at the clock's `until`; never fails: what AWS refuses is in the results.
 pub async fn restart(
     clients: &Clients,
     settings: &Settings,
     clock: &Clock,
-    group: &Group,
-    ids: &[String],
+    fleet: &Fleet,
 ) -> Results {
+    let ids = fleet.to_restart();
     let mut run = Run {
-        client: clients.in_region(&group.name.region),
+        client: clients.in_region(&fleet.group.name.region),
         settings,
         clock,
-        group,
+        fleet,
         window: settings.max_concurrency.of(ids.len()).max(1),
         errors_allowed: settings.max_errors.of(ids.len()),
         errors: 0,
-        queue: ids.iter().cloned().collect(),
+        accepted: false,
+        denials: 0,
+        denied: Vec::new(),
+        queue: ids.into(),
+        offline: fleet.offline(),
         open: BTreeMap::new(),
         results: Results::default(),
     };
@@ -76,17 +86,42 @@ struct Run<'a> {
     client: RegionClients,
     settings: &'a Settings,
     clock: &'a Clock,
-    group: &'a Group,
+    fleet: &'a Fleet,
     /// Restarts that may be in flight at the same time.
     window: usize,
     /// Failures after which one more stops the sending.
     errors_allowed: usize,
     errors: usize,
+    /// Whether Systems Manager has accepted any command of this run.
+    accepted: bool,
+    /// Commands that it denied so far.
+    denials: usize,
+    /// Single instances that it denied, with its message: unreachable if it accepts others, else a problem.
+    denied: Vec<(String, CallError)>,
     /// Not sent yet, ascending.
     queue: VecDeque<String>,
+    /// Offline, with the reason; asked for once when nothing else is open.
+    offline: Vec<(String, String)>,
     /// Sent, without an outcome.
     open: BTreeMap<String, Open>,
     results: Results,
+}
+
+/// Instances that one command is to go to.
+struct Chunk {
+    ids: Vec<String>,
+    /// Lifecycle and inventory were read again after a refusal.
+    decided_again: bool,
+}
+
+impl Chunk {
+    fn halves(self) -> [Self; 2] {
+        let (left, right) = self.ids.split_at(self.ids.len() / 2);
+        [left, right].map(|ids| Self {
+            ids: ids.to_vec(),
+            decided_again: true,
+        })
+    }
 }
 
 /// An instance that a command was sent to.
@@ -104,7 +139,7 @@ impl Run<'_> {
     async fn advance(&mut self) -> bool {
         self.send_what_fits().await;
         if self.queue.is_empty() && self.in_flight() == 0 {
-            return false;
+            return self.ask_again().await;
         }
         let until = self.clock.until();
         let commands = self.open_commands().len();
@@ -152,13 +187,14 @@ impl Run<'_> {
         }
         let count = free.min(self.queue.len());
         let ids: Vec<String> = self.queue.drain(..count).collect();
-        let mut chunks: VecDeque<Vec<String>> = ids
-            .chunks(IDS_PER_COMMAND)
-            .map(<[String]>::to_vec)
-            .collect();
+        let chunks = ids.chunks(IDS_PER_COMMAND).map(|ids| Chunk {
+            ids: ids.to_vec(),
+            decided_again: false,
+        });
+        let mut chunks: VecDeque<Chunk> = chunks.collect();
         while let Some(chunk) = chunks.pop_front() {
             if let Err(stop) = self.send_chunk(chunk, &mut chunks).await {
-                for id in chunks.into_iter().flatten() {
+                for id in chunks.into_iter().flat_map(|chunk| chunk.ids) {
                     self.hold_back(id, &stop);
                 }
                 self.hold_back_queue(&stop);
@@ -167,56 +203,49 @@ impl Run<'_> {
         }
     }
 
-    /// Sends one command. An error says why nothing more may be sent.
-    ///
-    /// The lifecycle states are as old as the fleet's reading: asking again for chunks that had to wait
-    /// belongs here. Until then a host that is leaving by now is refused by the service, or reported.
+    /// Sends one command, or puts what is left of the chunk back. An error says why nothing more may be sent.
     async fn send_chunk(
         &mut self,
-        ids: Vec<String>,
-        chunks: &mut VecDeque<Vec<String>>,
+        chunk: Chunk,
+        chunks: &mut VecDeque<Chunk>,
     ) -> Result<(), String> {
-        let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
-        if Instant::now() + Duration::from_secs(reserve) > self.clock.until() {
-            let reason = "not sent: no time left before the function's end";
-            for id in ids {
-                self.hold_back(id, reason);
-            }
-            return Err(reason.to_owned());
+        if self.too_late() {
+            return self.stop(chunk.ids, NO_TIME.to_owned());
         }
-        match self.send(&ids).await {
+        let chunk = self.refresh(chunk).await?;
+        if chunk.ids.is_empty() {
+            return Ok(());
+        }
+        match self.send(&chunk.ids).await {
             Ok(command_id) => {
-                tracing::info!(
-                    command.id = %command_id,
-                    instances = ids.len(),
-                    "sent restart command {command_id} to {} instances",
-                    ids.len()
-                );
-                let sent = Instant::now();
-                for id in ids {
-                    let command_id = command_id.clone();
-                    let open = Open {
-                        command_id,
-                        sent,
-                        late: false,
-                        unknown_status: None,
-                    };
-                    self.open.insert(id, open);
+                self.accepted = true;
+                self.note_sent(chunk.ids, &command_id);
+                Ok(())
+            }
+            // One id that the service refuses spoils its whole command. It may have gone since the fleet was
+            // read; if not, the chunk is halved until the culprit stands alone.
+            Err(error) if error.code == "InvalidInstanceId" => {
+                if !chunk.decided_again {
+                    let before = chunk.ids.len();
+                    let left = self.decide_again(chunk, true).await?;
+                    match left.ids.len() {
+                        0 => {}
+                        now if now < before => chunks.push_front(left),
+                        _ => self.split(left, error, chunks),
+                    }
+                } else {
+                    self.split(chunk, error, chunks);
                 }
                 Ok(())
             }
-            // One id that the service refuses spoils its whole command: halve until it stands alone.
-            // Reading lifecycle and inventory again before that, and the same for a denial under a tag
-            // condition, belongs here; today a denial is a problem of the group.
-            Err(error) if error.code == "InvalidInstanceId" => {
-                if let [id] = &ids[..] {
-                    let detail = format!("Systems Manager refuses it: {}", error.message);
-                    self.settle(id.clone(), Outcome::of(Kind::Unreachable, detail));
-                } else {
-                    let (left, right) = ids.split_at(ids.len() / 2);
-                    chunks.push_front(right.to_vec());
-                    chunks.push_front(left.to_vec());
+            // Under a condition on tags, one instance without the tag denies its whole command.
+            Err(error) if error.is_denied() => {
+                self.denials += 1;
+                if !self.accepted && self.denials >= MAX_DENIALS {
+                    self.note_problem(Problem::of_call("send", &error));
+                    return self.stop(chunk.ids, format!("not sent: {}", error.message));
                 }
+                self.split(chunk, error, chunks);
                 Ok(())
             }
             Err(error) => {
@@ -229,7 +258,7 @@ impl Run<'_> {
                 } else {
                     reason.clone()
                 };
-                for id in ids {
+                for id in chunk.ids {
                     self.hold_back(id, &detail);
                 }
                 self.note_problem(Problem::of_call("send", &error));
@@ -238,12 +267,141 @@ impl Run<'_> {
         }
     }
 
+    fn too_late(&self) -> bool {
+        let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
+        Instant::now() + Duration::from_secs(reserve) > self.clock.until()
+    }
+
+    fn stop(&mut self, ids: Vec<String>, reason: String) -> Result<(), String> {
+        for id in ids {
+            self.hold_back(id, &reason);
+        }
+        Err(reason)
+    }
+
+    /// The chunk without those that began to leave since the fleet was read, if that is a while ago.
+    async fn refresh(&mut self, chunk: Chunk) -> Result<Chunk, String> {
+        match self.fleet.read_at.elapsed() > LIFECYCLE_AGE && !chunk.decided_again {
+            true => self.decide_again(chunk, false).await,
+            false => Ok(chunk),
+        }
+    }
+
+    /// The chunk without those that a second look leaves alone; these get their outcome.
+    async fn decide_again(&mut self, chunk: Chunk, inventory: bool) -> Result<Chunk, String> {
+        let circumstances = self.fleet.circumstances;
+        let again = fleet::decide_again(&self.client, &chunk.ids, circumstances, inventory);
+        let decisions = timeout_at(self.clock.until(), again)
+            .await
+            .unwrap_or_else(|_| {
+                let operation = "autoscaling:DescribeAutoScalingInstances";
+                Err(CallError::out_of_time(
+                    operation,
+                    "the instances to restart",
+                ))
+            });
+        let decisions = match decisions {
+            Ok(decisions) => decisions,
+            Err(error) => {
+                self.note_problem(Problem::of_call("send", &error));
+                let reason = format!("not sent: {}: {}", error.code, error.message);
+                return self.stop(chunk.ids, reason).map(|()| Chunk {
+                    ids: Vec::new(),
+                    decided_again: true,
+                });
+            }
+        };
+        let mut ids = Vec::new();
+        for (id, decision) in decisions {
+            match decision {
+                Decision::Restart(_) | Decision::Elsewhere(_) => ids.push(id),
+                Decision::AskAgain(reason) => self.offline.push((id, reason)),
+                Decision::Leave(kind, reason) => self.settle(id, Outcome::of(kind, reason)),
+            }
+        }
+        Ok(Chunk {
+            ids,
+            decided_again: inventory,
+        })
+    }
+
+    /// Halves a chunk that was refused; a single instance is the culprit.
+    fn split(&mut self, chunk: Chunk, error: CallError, chunks: &mut VecDeque<Chunk>) {
+        if let [id] = &chunk.ids[..] {
+            let id = id.clone();
+            if error.is_denied() {
+                self.denied.push((id, error));
+            } else {
+                self.settle(id, refused(&error));
+            }
+            return;
+        }
+        let [left, right] = chunk.halves();
+        chunks.push_front(right);
+        chunks.push_front(left);
+    }
+
+    fn note_sent(&mut self, ids: Vec<String>, command_id: &str) {
+        tracing::info!(
+            command.id = %command_id,
+            instances = ids.len(),
+            "sent restart command {command_id} to {} instances",
+            ids.len()
+        );
+        let sent = Instant::now();
+        for id in ids {
+            let open = Open {
+                command_id: command_id.to_owned(),
+                sent,
+                late: false,
+                unknown_status: None,
+            };
+            self.open.insert(id, open);
+        }
+    }
+
+    /// Nothing is open any more: those that were offline get a second chance, once. Whether any is back.
+    async fn ask_again(&mut self) -> bool {
+        let offline = std::mem::take(&mut self.offline);
+        if offline.is_empty() || self.too_late() {
+            self.give_up(offline);
+            return false;
+        }
+        let ids: Vec<String> = offline.iter().map(|(id, _)| id.clone()).collect();
+        let circumstances = self.fleet.circumstances;
+        let again = fleet::decide_again(&self.client, &ids, circumstances, true);
+        match timeout_at(self.clock.until(), again).await {
+            Ok(Ok(decisions)) => {
+                for (id, decision) in decisions {
+                    match decision {
+                        Decision::Restart(_) | Decision::Elsewhere(_) => self.queue.push_back(id),
+                        Decision::AskAgain(reason) => {
+                            self.settle(id, Outcome::of(Kind::Unreachable, reason));
+                        }
+                        Decision::Leave(kind, reason) => {
+                            self.settle(id, Outcome::of(kind, reason));
+                        }
+                    }
+                }
+            }
+            // Without an answer the first one stands.
+            Ok(Err(_)) | Err(_) => self.give_up(offline),
+        }
+        !self.queue.is_empty()
+    }
+
+    fn give_up(&mut self, offline: Vec<(String, String)>) {
+        for (id, reason) in offline {
+            self.settle(id, Outcome::of(Kind::Unreachable, reason));
+        }
+    }
+
     async fn send(&self, ids: &[String]) -> Result<String, CallError> {
         const OPERATION: &str = "ssm:SendCommand";
         let document = &self.settings.document_name;
         let comment = format!(
             "codedeploy-agent-restarter: {}/{}",
-            self.group.name.application, self.group.name.deployment_group
+            self.fleet.group.name.application, self.fleet.group.name.deployment_group
         );
         self.client.ssm_turn().await;
         let mut call = self
@@ -275,7 +433,7 @@ impl Run<'_> {
     fn parameters(&self) -> [(&'static str, u64); 5] {
         let busy_wait = self.settings.busy_wait_seconds;
         [
-            ("triggeredAt", self.group.triggered_at.0),
+            ("triggeredAt", self.fleet.group.triggered_at.0),
             ("sentAt", self.clock.now().0),
             ("busyWaitSeconds", u64::from(busy_wait)),
             ("minMemoryMiB", u64::from(self.settings.min_memory_mib)),
@@ -367,6 +525,18 @@ impl Run<'_> {
 
     /// The end: what is still open gets the outcome that is true of it.
     fn close(mut self) -> Results {
+        let denied = std::mem::take(&mut self.denied);
+        if let (false, Some((_, error))) = (self.accepted, denied.first()) {
+            self.note_problem(Problem::of_call("send", error));
+        }
+        for (id, error) in denied {
+            match self.accepted {
+                true => self.settle(id, refused(&error)),
+                false => self.hold_back(id, &format!("not sent: {}", error.message)),
+            }
+        }
+        let offline = std::mem::take(&mut self.offline);
+        self.give_up(offline);
         for (id, open) in std::mem::take(&mut self.open) {
             let outcome = if open.late {
                 Outcome::of(
@@ -391,11 +561,20 @@ impl Run<'_> {
         }
         let reason = match &self.results.problem {
             Some(problem) => format!("not sent: {}", problem.message),
-            None => "not sent: no time left before the function's end".to_owned(),
+            None => NO_TIME.to_owned(),
         };
         self.hold_back_queue(&reason);
         self.results
     }
+}
+
+/// An instance that Systems Manager names as the reason of a refusal, or that is left as the only one.
+fn refused(error: &CallError) -> Outcome {
+    let detail = format!(
+        "Systems Manager refuses it: {}: {}",
+        error.code, error.message
+    );
+    Outcome::of(Kind::Unreachable, detail)
 }
 
 async fn list_invocations(

@@ -88,9 +88,10 @@ impl Screen {
                 },
             );
             for (id, entry) in &group.instances {
-                if let Decision::Leave(kind, reason) = &entry.decision {
+                if !matches!(entry.decision, Decision::Restart(_)) {
+                    let (word, reason) = (entry.decision.word(), entry.decision.reason());
                     let name = entry.name.as_deref().unwrap_or_default();
-                    say!("  {id}  {name:<9} {kind}: {reason}");
+                    say!("  {id}  {name:<9} {word}: {reason}");
                 }
             }
             show_problem(group.problem.as_ref());

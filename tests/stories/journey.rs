@@ -362,7 +362,148 @@ async fn an_id_that_spoils_its_command_is_split_off() {
     let (told, ()) = tokio::join!(story.run(), goes_away);
     assert_eq!(told.counts(), &json!({"restarted": 49, "unreachable": 1}));
     let detail = told.attention(&id(33))["detail"].to_string();
-    assert!(detail.contains("refuses"), "{detail}");
+    assert!(detail.contains("not managed"), "{detail}");
+    // Lifecycle and inventory were read again, so that one more command was enough.
+    assert_eq!(story.count("SendCommand"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_the_role_may_not_send_to_is_split_off() {
+    let story = Story::of(50).given(|state| state.host(&id(33)).denied = true);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 49, "unreachable": 1}));
+    let detail = told.attention(&id(33))["detail"].to_string();
+    assert!(detail.contains("refuses it: AccessDenied"), "{detail}");
+    // Halves down to the culprit: not fifty single commands.
+    assert!(
+        story.count("SendCommand") < 14,
+        "{}",
+        story.count("SendCommand")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_that_may_send_to_nobody_is_a_problem_after_fifty_denials() {
+    let story = Story::of(130).given(|state| {
+        for n in 1..=130 {
+            state.host(&id(n)).denied = true;
+        }
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"held-back": 130}));
+    assert_eq!(told.group()["problem"]["step"], "send");
+    assert_eq!(story.count("SendCommand"), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_begins_to_leave_before_its_turn_is_not_sent_to() {
+    let story = Story::of(10)
+        .setting("MAX_CONCURRENCY", "50%")
+        .given(|state| {
+            for n in 1..=5 {
+                state.host(&id(n)).agent.restart_seconds = 60.0;
+            }
+        });
+    let leaves = async {
+        sleep(Duration::from_secs(40)).await;
+        story
+            .world
+            .with(|state| *state.lifecycle(&id(8)) = "Terminating:Wait".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), leaves);
+    assert_eq!(told.counts(), &json!({"restarted": 9, "skipped": 1}));
+    assert!(!story.sent_to().contains(&id(8)));
+    assert_eq!(story.count("DescribeAutoScalingInstances"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_back_at_the_end_is_restarted_after_all() {
+    let story = Story::of(3).given(|state| {
+        state.host(&id(2)).ping = "ConnectionLost".to_owned();
+        state.host(&id(3)).ping = "ConnectionLost".to_owned();
+    });
+    let back = async {
+        sleep(Duration::from_secs(20)).await;
+        story
+            .world
+            .with(|state| state.host(&id(2)).ping = "Online".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), back);
+    assert_eq!(told.counts(), &json!({"restarted": 2, "unreachable": 1}));
+    assert_eq!(told.attention(&id(3))["outcome"], "unreachable");
+    assert_eq!(
+        story.count("DescribeInstanceInformation"),
+        2,
+        "asked once more"
+    );
+}
+
+/// A second group of the same event, with a deployment of its own to instances 2 and 3.
+fn with_second_group(story: Story, completed_at: f64) -> Story {
+    story.given(|state| {
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        second.deployment_group = "second".to_owned();
+        second.completed_at = Some(completed_at);
+        second.targets.remove(0);
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        region.deployment_groups.push(sim::DeploymentGroup {
+            application: sim::APPLICATION.to_owned(),
+            name: "second".to_owned(),
+            tag_filters: vec![sim::TagFilter {
+                key: "app".to_owned(),
+                value: "shop".to_owned(),
+            }],
+            ..sim::DeploymentGroup::default()
+        });
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(sim::Action {
+            action: "DeploySecond".to_owned(),
+            deployment_group: Some("second".to_owned()),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            ..actions[0].clone()
+        });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_in_two_groups_is_sent_to_once_and_counted_in_both() {
+    for (completed_at, by_second) in [(-1.0, true), (-60.0, false)] {
+        let story = with_second_group(Story::of(3), completed_at).given(|state| {
+            state.host(&id(3)).agent.fault = Some(AgentFault::AgentDown);
+        });
+        let told = story.run().await;
+        let groups = &told.answer["groups"];
+        assert_eq!(groups[0]["counts"], json!({"failed": 1, "restarted": 2}));
+        assert_eq!(groups[1]["counts"], json!({"failed": 1, "restarted": 1}));
+        assert_eq!(groups[0]["attention"], groups[1]["attention"]);
+        let mut sizes: Vec<usize> = commands(&story)
+            .iter()
+            .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+            .collect();
+        sizes.sort_unstable();
+        // The group whose deployment ended last restarts the shared ones.
+        assert_eq!(sizes, if by_second { vec![1, 2] } else { vec![3] });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_is_left_alone_while_a_deployment_of_any_of_its_groups_runs() {
+    let story = with_second_group(Story::of(3), -1.0).given(|state| {
+        let mut other = state.deployment("d-SECOND001").clone();
+        other.id = "d-RUNNING01".to_owned();
+        other.status = "InProgress".to_owned();
+        other.completed_at = None;
+        state.region(REGION).deployments.push(other);
+    });
+    let told = story.run().await;
+    assert_eq!(
+        told.answer["groups"][0]["counts"],
+        json!({"busy": 2, "restarted": 1})
+    );
+    assert_eq!(told.answer["groups"][1]["counts"], json!({"busy": 2}));
+    assert_eq!(story.sent_to(), [id(1)]);
 }
 
 #[tokio::test(start_paused = true)]
