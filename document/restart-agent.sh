@@ -92,7 +92,7 @@ timeout 5 true && HAVE_TIMEOUT=yes
 # ---- the one line --------------------------------------------------------------------------------------------------------------------------------------
 
 # Text as the inside of a JSON string, at most $1 bytes: ASCII without control characters, quotes or backslashes, so that nothing has to be escaped.
-json_text() { printable | tr '"' "'" | tr '\134' / | tr -s ' ' | cut -c "1-$1"; }
+json_text() { printable | tr '"' "'" | tr '\134' / | tr -s ' ' | cut -c "1-$1" | sed 's/ *$//'; }
 
 # Logs hold control characters and other people's encodings; grep would call them binary.
 printable() { tr -c '\012\040-\176' ' '; }
@@ -168,7 +168,10 @@ read_installation() {
 }
 
 # The last errors of the agent's log, for the detail of a failure.
-last_errors() { tail -n 400 "$LOG" | printable | grep -E '(ERROR|WARN|FATAL)' | tail -n 2 | cut -c 1-250 | tr '\n' ' '; }
+log_says() {
+  errors=$(tail -n 400 "$LOG" | printable | grep -E '(ERROR|WARN|FATAL)' | tail -n 2 | cut -c 1-250 | tr '\n' ' ')
+  [ -z "$errors" ] || printf '; log: %s' "$errors"
+}
 
 # ---- the agent's processes, as /proc has them ------------------------------------------------------------------------------------------------------------
 # Not by the PID file (absent for a second after the start, stale after a crash), not by systemd's main process (0 for a generated unit, an application that
@@ -349,14 +352,15 @@ is_healthy() {
   end=$(($(now) + STABLE))
   while [ "$(now)" -lt "$end" ]; do
     sleep 1
-    if ! same_process "$master_before"; then
-      disproved 32 agent-down "the master died after the start; log: $(last_errors)"
-      return 1
+    same_process "$master_before" && same_process "$poller_before" && continue
+    # A poller dies with its master: a moment later it shows which of them it was.
+    sleep 1
+    if same_process "$master_before"; then
+      disproved 33 agent-unhealthy "the poller died after the start$(log_says)"
+    else
+      disproved 32 agent-down "the master died after the start$(log_says)"
     fi
-    if ! same_process "$poller_before"; then
-      disproved 33 agent-unhealthy "the poller died after the start; log: $(last_errors)"
-      return 1
-    fi
+    return 1
   done
   # shellcheck disable=SC2046 # one word for each master
   only $(masters) || {
@@ -369,8 +373,8 @@ unhealthy_start() {
   # shellcheck disable=SC2086 # one word for each master
   set -- $MASTER
   case $# in
-    0) disproved 32 agent-down "no master runs; $(last_errors)" ;;
-    1) disproved 33 agent-unhealthy "the poller is not ready; log: $(last_errors)" ;;
+    0) disproved 32 agent-down "no master runs$(log_says)" ;;
+    1) disproved 33 agent-unhealthy "the poller is not ready$(log_says)" ;;
     *) disproved 31 old-agent-survived "several masters run: $*" ;;
   esac
 }
@@ -399,7 +403,7 @@ correct_pid_file() {
   fi
 }
 
-# A new agent would not start: its configuration, interpreter or libraries are broken on disk, or its unit is masked. The old one still works: leave it.
+# A new agent would not start: its configuration, interpreter or libraries are broken on disk, the disk is full, or its unit is masked. The old one still works: leave it.
 check_that_it_can_start() {
   if has_systemd; then
     state=$(property LoadState)
@@ -407,6 +411,13 @@ check_that_it_can_start() {
     [ "$state" = loaded ] || finish 12 preflight-failed "systemd does not know the unit $UNIT ($state); the agent was left alone"
   elif ! [ -x "$INIT_SCRIPT" ]; then
     finish 12 preflight-failed "there is no systemd and no $INIT_SCRIPT; the agent was left alone"
+  fi
+  # On a full disk the agent's PID file would be empty; systemd, which waits for it, would take the start for a failure and end the agent.
+  probe=${PID_FILE%/*}/.agent-restart-probe
+  if [ -d "${PID_FILE%/*}" ]; then
+    (echo probe > "$probe")
+    [ -s "$probe" ] || { rm -f "$probe" && finish 12 preflight-failed "cannot write to ${PID_FILE%/*}; the agent was left alone"; }
+    rm -f "$probe"
   fi
   [ -n "$OLD" ] || return
   said=$(bounded "$STATUS_LIMIT" "$CLI" status 2>&1)
