@@ -772,3 +772,92 @@ async fn no_more_calls_are_made_than_can_answer() {
         );
     }
 }
+
+/// The most invocations that were open at the same time while the event was handled.
+async fn most_in_flight(story: &Story) -> usize {
+    let done = std::cell::Cell::new(false);
+    let handle = async {
+        story.run().await;
+        done.set(true);
+    };
+    let watch = async {
+        let mut most = 0;
+        while !done.get() {
+            let open = story.world.with(|state| {
+                let commands = state.region(REGION).commands.iter();
+                let invocations = commands.flat_map(|command| &command.invocations);
+                invocations
+                    .filter(|invocation| invocation.ended_at.is_none())
+                    .count()
+            });
+            most = most.max(open);
+            sleep(Duration::from_millis(500)).await;
+        }
+        most
+    };
+    let ((), most) = tokio::join!(handle, watch);
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn never_more_than_the_window_is_in_flight() {
+    for (instances, concurrency, most) in
+        [(12, "3", 3), (10, "50%", 5), (7, "50%", 4), (3, "1%", 1)]
+    {
+        let story = Story::of(instances).setting("MAX_CONCURRENCY", concurrency);
+        assert_eq!(
+            most_in_flight(&story).await,
+            most,
+            "{concurrency} of {instances}"
+        );
+        story.world.with(|state| {
+            for n in 1..=instances {
+                assert_eq!(state.host(&id(n)).agent.restarts.len(), 1);
+            }
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_instances_at_the_defaults_take_two_rounds() {
+    let story = Story::of(3).setting("MAX_CONCURRENCY", "");
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 3}));
+    let sizes: Vec<usize> = commands(&story)
+        .iter()
+        .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+        .collect();
+    assert_eq!(sizes, [2, 1]);
+    let seconds = story.world.now() - EVENT_TIME;
+    assert!((90.0..150.0).contains(&seconds), "{seconds} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_worst_day_is_reported_before_the_deadline() {
+    // Another deployment for almost the whole patience, hosts busy for almost all of theirs, slow restarts,
+    // two rounds, and one agent that never picks its command up.
+    let story = Story::of(40)
+        .setting("MAX_CONCURRENCY", "50%")
+        .given(|state| {
+            let mut other = state.deployment("d-EXAMPLEE5").clone();
+            other.id = "d-RUNNING01".to_owned();
+            other.completed_at = Some(105.0);
+            state.region(REGION).deployments.push(other);
+            for n in 1..=40 {
+                let agent = &mut state.host(&id(n)).agent;
+                agent.restart_seconds = 80.0;
+                agent.busy = if n <= 20 {
+                    vec![[0.0, 220.0]]
+                } else {
+                    vec![[300.0, 430.0]]
+                };
+            }
+            state.host(&id(40)).offline = true;
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 39, "undelivered": 1}));
+    let seconds = story.world.now() - EVENT_TIME;
+    assert!(seconds < 855.0, "{seconds} s");
+    assert!(seconds > 500.0, "{seconds} s: a bad day takes its time");
+    assert_eq!(told.answer["notified"], true);
+}
