@@ -106,8 +106,13 @@ UNTOUCHED=yes
 finish() {
   trap - EXIT
   trap '' HUP INT TERM
-  # An agent that is down may be in systemd's hands, which starts it again and again: each failure would kill the applications without the drop-in.
-  case $1 in 30 | 32) ;; *) clear_drop_in ;; esac
+  # An agent that is down may be in systemd's hands, which starts it again and again: each failure would kill the applications without the drop-in. The same if
+  # the old agent survived a restart: the new one that finds it running may end only after this, and its failure would kill a hook. The next run clears it.
+  case $1 in
+    30 | 32) ;;
+    20 | 31) [ -n "$UNTOUCHED" ] && clear_drop_in ;;
+    *) clear_drop_in ;;
+  esac
   release_lock
   printf '{"agentRestart":1,"result":"%s","code":%d,"agentVersion":"%s","memoryBeforeKiB":%d,"memoryAfterKiB":%d,"seconds":%d,"detail":"%s"}\n' \
     "$2" "$1" "$(printf %s "$VERSION" | tr '\n' ' ' | json_text 60)" "$MEMORY_BEFORE" "$(all_memory)" "$(($(now) - BEGAN))" "$(printf %s "$3" | tr '\n' ' ' | json_text 600)" >&3

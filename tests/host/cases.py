@@ -391,6 +391,11 @@ def master_dies_v2(stage, name):
         host.restart().must_be("agent-down")
 
 
+def long_start_limit(host):
+    """The usual 10 s would be over when the script comes to its restart."""
+    host.write("/etc/systemd/system.conf.d/90-stage.conf", "[Manager]\nDefaultStartLimitIntervalSec=600\n")
+
+
 def fail_until_the_limit(host):
     """The unit has failed too often: systemd refuses to start it again."""
     good = host.read(CONFIG)
@@ -402,9 +407,19 @@ def fail_until_the_limit(host):
     host.write(CONFIG, good)
 
 
-@case(12, "start-limit, nothing runs", "0 started")
+@case(12, "start-limit, nothing runs, native unit", "0 started")
 def start_limit(stage, name):
-    with stage.host(name, start=False) as host:
+    start_after_the_limit(stage, name, "native")
+
+
+# Here nothing else makes systemd forget the limit: a generated unit needs no drop-in, and so no reload.
+@case(12, "start-limit, nothing runs, generated unit", "0 started")
+def start_limit_generated(stage, name):
+    start_after_the_limit(stage, name, "generated")
+
+
+def start_after_the_limit(stage, name, kind):
+    with stage.host(name, kind, start=False, prepare=long_start_limit) as host:
         fail_until_the_limit(host)
         host.restart().must_be("started")
         expect(host.agent(), "no agent runs")
@@ -413,7 +428,7 @@ def start_limit(stage, name):
 
 @case(12, "start-limit, an agent runs outside", "0 restarted")
 def start_limit_outside(stage, name):
-    with stage.host(name, start=False) as host:
+    with stage.host(name, start=False, prepare=long_start_limit) as host:
         fail_until_the_limit(host)
         host.must(f"{CLI} start")
         before = host.wait_for_agent()
@@ -1011,6 +1026,16 @@ def v2_race(stage, name):
         host.is_new_agent(before)
         expect("d-RACE succeeded" in host.log(), host.log())
         host.nothing_is_left()
+
+
+# Seen once on a machine under load: the script reported the old agent and took its drop-in away while the new one had not found out yet that it was one too
+# many. Its failure then made systemd kill the whole control group, and the hook with it.
+@case(25, "v2, a wrapper that stays, and the new agent gives up late", "20 or 31, the hook finishes", 60)
+def v2_wrapper_gives_up_late(stage, name):
+    with stage.host(name, "v2-wrapper", prepare=race("exec -a the-hook /usr/bin/sleep 12")) as host:
+        host.knob("refuse_seconds", "4")
+        host.restart().must_be("busy", "old-agent-survived")
+        host.wait_for("the hook's good end", 30, lambda: "d-RACE succeeded" in host.log())
 
 
 @case(25, "v2, a wrapper that stays, and a hook begins in between", "a true verdict, the hook finishes", 60)

@@ -258,7 +258,10 @@ class Host:
         with self.console.open("wb") as console:
             self.child = subprocess.Popen(["bash", "-c", f"{enter} exec {spawn}"], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
         self.init = self.wait_for("the container's init", BOOT_LIMIT, self.find_init)
-        self.wait_for("the container's boot", BOOT_LIMIT, lambda: self.run("systemctl is-system-running", hide=False).stdout.strip() in ("running", "degraded"))
+        try:
+            self.wait_for("the container's boot", BOOT_LIMIT, lambda: self.run("systemctl is-system-running", hide=False).stdout.strip() in ("running", "degraded"))
+        except Failure as failure:
+            raise Failure(f"{failure}; {self.console.read_text(errors='replace')}; {self.run('systemctl list-jobs --no-pager', hide=False).stdout}") from failure
         self.files = pathlib.Path(f"/proc/{self.init}/root")
 
     def find_init(self):
