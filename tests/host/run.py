@@ -27,7 +27,7 @@ import static
 from stage import HERE, Failure, Stage, Stopped
 
 # Containers at a time. Most of a case is waiting.
-AT_A_TIME = 6
+AT_A_TIME = 8
 # Seconds for the whole run; whatever is not done by then has failed.
 RUN_LIMIT = 480
 # Lines that lines.jsonl holds of each result.
@@ -60,11 +60,12 @@ def check_machine():
 
 
 def enter_namespaces():
-    """Starts this program again in mount and process namespaces of its own: the kernel ends and unmounts everything in them when it ends."""
+    """Starts this program again in mount and process namespaces of its own: the kernel ends and unmounts everything in them when it ends. Gives the folder to work in."""
     if os.environ.get(INSIDE):
-        return
+        return pathlib.Path(os.environ[INSIDE])
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="agent-host-tests-"))
     command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
-    child = subprocess.Popen(command, env={**os.environ, INSIDE: "1"})
+    child = subprocess.Popen(command, env={**os.environ, INSIDE: str(folder)})
 
     def pass_on(number, _):
         # To the program itself: `unshare` would not pass it on. It ends everything in order, and then this ends too.
@@ -73,7 +74,11 @@ def enter_namespaces():
 
     signal.signal(signal.SIGINT, pass_on)
     signal.signal(signal.SIGTERM, pass_on)
-    sys.exit(child.wait())
+    code = child.wait()
+    # Only now has the kernel ended everything in there; what no namespace holds is removed from here.
+    Stage(folder, folder.name).remove_groups()
+    folder.rmdir()
+    sys.exit(code)
 
 
 def run_one(stage, case, began):
@@ -144,10 +149,9 @@ def main():
             print(f"{case.number:>3}  {case.name}: {case.expectation}")
         return
     check_machine()
-    enter_namespaces()
+    folder = enter_namespaces()
 
     began = time.monotonic()
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="agent-host-tests-"))
     stage = Stage(folder, folder.name)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder], check=True, timeout=30)
     signal.signal(signal.SIGINT, lambda *_: stage.stop())
@@ -164,9 +168,7 @@ def main():
             rows = [(case, *futures[case].result()) for case in selected]
     finally:
         timer.cancel()
-        stage.remove_groups()
         subprocess.run(["umount", "-l", folder], check=False, timeout=30)
-        folder.rmdir()
     print_table(rows)
     failed = [(case, problem) for case, _, problem in rows if problem is not None]
     for case, problem in failed:

@@ -267,8 +267,12 @@ class Host:
     def find_init(self):
         if self.child.poll() is not None:
             raise Failure(f"the container ended: {self.console.read_text(errors='replace')}")
-        children = pathlib.Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        for child in pathlib.Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split():
+            # Its first child only prepares the namespaces and goes; the init is the one that is number 1 in its own.
+            with contextlib.suppress(OSError):
+                if re.search(r"^NSpid:.*\s1$", pathlib.Path(f"/proc/{child}/status").read_text(), re.M):
+                    return int(child)
+        return None
 
     def end(self):
         """Ends the container at once; its processes end with its init."""
