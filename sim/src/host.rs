@@ -4,11 +4,11 @@
 //! choice and decides again by what the data says then, so that what a test changes in between counts.
 //! The moments stand in one queue, ordered by time and then by the order of sending.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
 
-use crate::state::{Agent, AgentFault, DocumentKind, Host, Invocation, State};
+use crate::state::{Agent, AgentFault, Answer, DocumentKind, Host, Invocation, State};
 
 /// Seconds between two tries to reach a host: to deliver, and in mid-run when it went away.
 const RETRY: f64 = 1.0;
@@ -67,6 +67,8 @@ pub(crate) struct Runs {
     speed: f64,
     queue: BTreeSet<(i64, u64)>,
     open: BTreeMap<u64, Run>,
+    /// What of a ramped command is still to be handed out, by region and command, wave by wave.
+    waves: BTreeMap<(String, String), VecDeque<Vec<Start>>>,
     /// Who holds a host's lock, by region and instance.
     locks: BTreeMap<(String, String), u64>,
     next: u64,
@@ -160,6 +162,7 @@ impl Runs {
             speed,
             queue: BTreeSet::new(),
             open: BTreeMap::new(),
+            waves: BTreeMap::new(),
             locks: BTreeMap::new(),
             next: 0,
         }
@@ -170,8 +173,41 @@ impl Runs {
         seconds / self.speed
     }
 
-    /// Begins an invocation; it is delivered later.
-    pub(crate) fn begin(&mut self, start: Start) {
+    /// Begins the invocations of one command: all at once, or wave by wave.
+    pub(crate) fn begin(&mut self, starts: Vec<Start>, ramp: bool) {
+        let mut waves = if ramp {
+            in_waves(starts)
+        } else {
+            VecDeque::from([starts])
+        };
+        let Some(first) = waves.pop_front() else {
+            return;
+        };
+        if let (Some(start), false) = (first.first(), waves.is_empty()) {
+            let key = (start.region.clone(), start.command.clone());
+            self.waves.insert(key, waves);
+        }
+        for start in first {
+            self.hand_out(start);
+        }
+    }
+
+    /// Hands the command's next wave out once nothing of it is under way any more. Its time to be delivered
+    /// begins then.
+    fn next_wave(&mut self, key: &(String, String), now: f64, state: &State) {
+        if !self.waves.contains_key(key) || under_way(state, key, &self.waves[key]) {
+            return;
+        }
+        let next = self.waves.get_mut(key).and_then(VecDeque::pop_front);
+        for mut start in next.into_iter().flatten() {
+            start.sent = now;
+            self.hand_out(start);
+        }
+        self.waves.retain(|_, waves| !waves.is_empty());
+    }
+
+    /// Hands an invocation to its instance; it is delivered later.
+    fn hand_out(&mut self, start: Start) {
         let id = self.next;
         self.next += 1;
         let at = start.sent + self.hastened(start.delivery);
@@ -208,6 +244,7 @@ impl Runs {
         let Some(mut run) = self.open.remove(&id) else {
             return;
         };
+        let key = (run.start.region.clone(), run.start.command.clone());
         match self.decide(id, &mut run, now, state) {
             Next::Wake(at) => {
                 let limit = self.limit(&run);
@@ -215,6 +252,7 @@ impl Runs {
             }
             Next::End => self.release(id, &run, now),
         }
+        self.next_wave(&key, now, state);
     }
 
     /// When SSM ends the run, whatever it is doing.
@@ -632,6 +670,38 @@ impl Runs {
         end(state, run, now, status, status, verdict.code, output);
         Next::End
     }
+}
+
+/// Waves of 1, 2, 4, … invocations.
+fn in_waves(starts: Vec<Start>) -> VecDeque<Vec<Start>> {
+    let mut starts = starts.into_iter().peekable();
+    let mut waves = VecDeque::new();
+    let mut size = 1;
+    while starts.peek().is_some() {
+        waves.push_back(starts.by_ref().take(size).collect());
+        size *= 2;
+    }
+    waves
+}
+
+/// Whether anything of a command that was handed out has no end yet. What a host answers verbatim counts.
+fn under_way(state: &State, key: &(String, String), waves: &VecDeque<Vec<Start>>) -> bool {
+    let (region, command) = key;
+    let waiting = |id: &str| waves.iter().flatten().any(|start| start.instance == id);
+    let Some(region) = state.regions.get(region) else {
+        return false;
+    };
+    let answered = |id: &str| {
+        let host = region.hosts.iter().find(|host| host.id == id);
+        host.and_then(|host| host.answer.as_ref())
+            .is_some_and(Answer::is_final)
+    };
+    let command = region.commands.iter().find(|known| known.id == *command);
+    command
+        .into_iter()
+        .flat_map(|command| &command.invocations)
+        .filter(|invocation| !waiting(&invocation.instance_id))
+        .any(|invocation| invocation.ended_at.is_none() && !answered(&invocation.instance_id))
 }
 
 /// What SSM shows of a step. An exit code other than 0 is told in the error part.

@@ -434,28 +434,22 @@ fn parameters(
 
 fn begin(context: &mut Context<'_>, command: &Command, document: DocumentKind) {
     let order = order(&command.parameters);
-    for invocation in &command.invocations {
-        let host = context
-            .state
-            .regions
-            .get(context.region)
-            .and_then(|region| {
-                region
-                    .hosts
-                    .iter()
-                    .find(|host| host.id == invocation.instance_id)
-            });
-        context.runs.begin(Start {
-            region: context.region.to_owned(),
-            command: command.id.clone(),
-            instance: invocation.instance_id.clone(),
-            document,
-            order,
-            sent: context.at,
-            delivery_timeout: command.timeout_seconds,
-            delivery: host.map_or(0.0, |host| host.delivery_seconds),
-        });
-    }
+    let hosts = context.state.regions.get(context.region);
+    let delivery = |id: &str| {
+        let host = hosts.and_then(|region| region.hosts.iter().find(|host| host.id == id));
+        host.map_or(0.0, |host| host.delivery_seconds)
+    };
+    let starts = command.invocations.iter().map(|invocation| Start {
+        region: context.region.to_owned(),
+        command: command.id.clone(),
+        instance: invocation.instance_id.clone(),
+        document,
+        order,
+        sent: context.at,
+        delivery_timeout: command.timeout_seconds,
+        delivery: delivery(&invocation.instance_id),
+    });
+    context.runs.begin(starts.collect(), context.state.ramp);
 }
 
 fn order(parameters: &BTreeMap<String, Vec<String>>) -> Order {
@@ -645,10 +639,10 @@ fn overrule(invocation: &mut Invocation, answer: &Answer, at: f64) {
             "Failed" => 1,
             _ => -1,
         });
-    let open = ["Pending", "InProgress", "Delayed", "Cancelling"].contains(&answer.status.as_str());
     invocation.began_at = Some(invocation.began_at.unwrap_or(invocation.visible_at.min(at)));
-    invocation.ended_at =
-        (!open).then(|| invocation.ended_at.unwrap_or(invocation.visible_at.min(at)));
+    invocation.ended_at = answer
+        .is_final()
+        .then(|| invocation.ended_at.unwrap_or(invocation.visible_at.min(at)));
 }
 
 fn keeps(context: &Context<'_>, filters: &[(&str, &str)], command: &Command, seen: &Seen) -> bool {

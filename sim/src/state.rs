@@ -45,6 +45,9 @@ pub struct State {
     pub latency: f64,
     /// Seconds before an invocation appears in the list of its command (every second one after half of it).
     pub invocation_lag: f64,
+    /// Whether Run Command hands a command out in waves of 1, 2, 4, … instances, each when all of the wave
+    /// before have ended, as it is documented for targets. Explicit ids are believed to go out at once.
+    pub ramp: bool,
     /// How many items one page holds when the caller does not say.
     pub page_sizes: PageSizes,
     /// Items by which a page falls short of the size that the caller asks for, which is a maximum.
@@ -61,6 +64,7 @@ impl Default for State {
             topics: Vec::new(),
             latency: 0.05,
             invocation_lag: 2.0,
+            ramp: false,
             page_sizes: PageSizes::default(),
             page_shortfall: 0,
             faults: Vec::new(),
@@ -562,6 +566,13 @@ pub struct Answer {
     pub output: Option<String>,
     /// The response code of the platform's step; 0 for `Success`, 1 for `Failed`, else -1.
     pub response_code: Option<i64>,
+}
+
+impl Answer {
+    /// Whether the status is one after which nothing more comes. One that is not known is.
+    pub(crate) fn is_final(&self) -> bool {
+        !["Pending", "InProgress", "Delayed", "Cancelling"].contains(&self.status.as_str())
+    }
 }
 
 /// An SSM document.

@@ -150,6 +150,12 @@ fn invocations(world: &World, command: &str) -> Vec<Value> {
     }
 }
 
+/// One field of every invocation.
+fn invocations_of(world: &World, command: &str, field: &str) -> Vec<Value> {
+    let told = invocations(world, command);
+    told.iter().map(|one| one[field].clone()).collect()
+}
+
 /// The script's line on the only instance, once the command has ended.
 async fn line(world: &World, command: &str) -> Value {
     pass(700.0).await;
@@ -433,6 +439,48 @@ async fn time_outs_are_ssms_own() {
         (&json!("TimedOut"), &json!("ExecutionTimedOut"))
     );
     assert_eq!(killed["CommandPlugins"][0]["Output"], "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ramp_hands_out_one_then_two_then_four_each_when_the_wave_before_has_ended() {
+    let world = changed(9, |state| {
+        state.ramp = true;
+        // The third of the second wave is slow, the sixth one is not reached, the ninth answers verbatim.
+        state.host(&instance_id(3)).agent.restart_seconds = 60.0;
+        state.host(&instance_id(6)).offline = true;
+        state.host(&instance_id(9)).answer = Some(Answer {
+            status: "Cancelled".to_owned(),
+            ..Answer::default()
+        });
+    });
+    let ids: Vec<String> = (1..=9).map(instance_id).collect();
+    let id = send(&world, &ids, json!({}));
+    pass(1_000.0).await;
+    let invocations = world.with(|state| state.region(REGION).commands[0].invocations.clone());
+    let began: Vec<Option<f64>> = invocations.iter().map(|one| one.began_at).collect();
+    let ended = |n: usize| invocations[n - 1].ended_at.unwrap();
+    // Delivered a second after the wave before has ended.
+    assert_eq!(began[0], Some(1.0));
+    assert_eq!(began[1], Some(ended(1) + 1.0));
+    assert_eq!(began[2], began[1]);
+    assert!(ended(3) > ended(2));
+    for n in [3, 4, 6] {
+        assert_eq!(began[n], Some(ended(3) + 1.0));
+    }
+    // SSM gives the sixth up 600 s after its turn, not after the sending; only then the last two have theirs.
+    assert_eq!(began[5], None);
+    assert!((ended(6) - (ended(3) + 600.0)).abs() < 0.01);
+    assert_eq!(began[7], Some(ended(6) + 1.0));
+    let statuses: Vec<Value> = invocations_of(&world, &id, "Status");
+    assert_eq!(statuses[5], "TimedOut");
+    assert_eq!(statuses[8], "Cancelled");
+    assert_eq!(
+        statuses
+            .iter()
+            .filter(|status| *status == "Success")
+            .count(),
+        7
+    );
 }
 
 #[tokio::test(start_paused = true)]
