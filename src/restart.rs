@@ -28,8 +28,8 @@ const DELIVERY_SECONDS: i32 = 120;
 /// Beyond the busy wait, the longest that the document may run before Systems Manager kills it, in seconds.
 /// The document's own deadline lies 60 s earlier, so that it still prints its line.
 const EXECUTION_SECONDS: u32 = 360;
-/// A command that has not started this long after sending no longer holds its slot. Systems Manager itself
-/// says `DeliveryTimedOut` only after the execution timeout on top.
+/// An instance that has waited this long for its turn no longer holds its slot. Systems Manager itself says
+/// `DeliveryTimedOut` only after the execution timeout on top.
 const UNDELIVERED_AFTER: Duration = Duration::from_secs(150);
 /// The shortest pause between two looks at the open commands.
 const TICK: Duration = Duration::from_secs(5);
@@ -76,6 +76,7 @@ pub async fn restart(
         queue: ids.into(),
         offline: fleet.offline(),
         open: BTreeMap::new(),
+        commands: BTreeMap::new(),
         results: Results::default(),
     };
     while run.advance().await {}
@@ -104,6 +105,8 @@ struct Run<'a> {
     offline: Vec<(String, String)>,
     /// Sent, without an outcome.
     open: BTreeMap<String, Open>,
+    /// The commands sent so far, by id.
+    commands: BTreeMap<String, Sent>,
     results: Results,
 }
 
@@ -127,11 +130,61 @@ impl Chunk {
 /// An instance that a command was sent to.
 struct Open {
     command_id: String,
-    sent: Instant,
     /// Not started in time: it no longer holds a slot, but is taken back in if it starts after all.
     late: bool,
     /// The last status, when it is one that this function does not know.
     unknown_status: Option<String>,
+}
+
+/// A command, as its invocations show it.
+///
+/// Explicit ids are believed to go out at once; then those that do not start are late by the time of sending.
+/// Should Systems Manager hand them out in waves of 1, 2, 4, … as it documents for targets, each wave when the
+/// one before has ended, then nobody is late as long as the command moves.
+struct Sent {
+    at: Instant,
+    /// When something of it was last seen to run or to end.
+    moved: Instant,
+    /// The instances that have begun.
+    begun: BTreeSet<String>,
+    /// How many of these have ended.
+    ended: usize,
+    /// More have begun than waves would allow.
+    at_once: bool,
+}
+
+impl Sent {
+    fn now() -> Self {
+        let now = Instant::now();
+        Self {
+            at: now,
+            moved: now,
+            begun: BTreeSet::new(),
+            ended: 0,
+            at_once: false,
+        }
+    }
+
+    fn note_run(&mut self, id: &str) {
+        self.begun.insert(id.to_owned());
+        self.moved = Instant::now();
+    }
+
+    fn note_end(&mut self, id: &str) {
+        self.begun.insert(id.to_owned());
+        self.ended += 1;
+        self.moved = Instant::now();
+    }
+
+    /// After a whole look: in waves one begins, two after its end, four after theirs.
+    fn note_waves(&mut self) {
+        self.at_once |= self.begun.len() > 2 * self.ended + 1;
+    }
+
+    fn is_late(&self) -> bool {
+        let since = if self.at_once { self.at } else { self.moved };
+        since.elapsed() >= UNDELIVERED_AFTER
+    }
 }
 
 impl Run<'_> {
@@ -348,11 +401,10 @@ impl Run<'_> {
             "sent restart command {command_id} to {} instances",
             ids.len()
         );
-        let sent = Instant::now();
+        self.commands.insert(command_id.to_owned(), Sent::now());
         for id in ids {
             let open = Open {
                 command_id: command_id.to_owned(),
-                sent,
                 late: false,
                 unknown_status: None,
             };
@@ -458,33 +510,43 @@ impl Run<'_> {
             };
             // Ours is the instance together with its command: the list may hold more.
             let command = self.open.get(id).map(|open| open.command_id.as_str());
-            if command.is_none() || command != invocation.command_id() {
+            let Some(command) = command.filter(|command| invocation.command_id() == Some(command))
+            else {
                 continue;
-            }
+            };
             match of_invocation(invocation) {
                 Progress::Waiting => {}
                 Progress::Running(unknown_status) => {
+                    if let Some(sent) = self.commands.get_mut(command) {
+                        sent.note_run(id);
+                    }
                     running.insert(id, unknown_status);
                 }
                 Progress::Done(outcome) => {
+                    if let Some(sent) = self.commands.get_mut(command) {
+                        sent.note_end(id);
+                    }
                     self.open.remove(id);
                     self.settle(id.to_owned(), outcome);
                 }
             }
         }
-        let now = Instant::now();
         let answered = commands
             .iter()
             .zip(&answers)
             .filter(|(_, answer)| answer.is_ok());
         let answered: BTreeSet<&String> = answered.map(|(command, _)| command).collect();
+        for sent in self.commands.values_mut() {
+            sent.note_waves();
+        }
         for (id, open) in &mut self.open {
             // Of a command whose answer is missing nothing new is known.
             if !answered.contains(&open.command_id) {
                 continue;
             }
             let started = running.remove(id.as_str());
-            open.late = started.is_none() && now.duration_since(open.sent) >= UNDELIVERED_AFTER;
+            let sent = self.commands.get(&open.command_id);
+            open.late = started.is_none() && sent.is_some_and(Sent::is_late);
             open.unknown_status = started.flatten();
         }
         match answers.into_iter().find_map(Result::err) {

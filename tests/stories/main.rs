@@ -8,3 +8,4 @@ mod journey;
 mod messages;
 mod outcomes;
 mod triggers;
+mod waves;
