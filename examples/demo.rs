@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example demo
+//! cargo run --example demo -- --bad-day
 //! cargo run --example demo -- --instances 130 --fail 9 --seed 7
 //! cargo run --example demo -- --event events/codedeploy-success.json --json
 //! ```
@@ -16,6 +17,8 @@ use std::process::ExitCode;
 
 use codedeploy_agent_restarter::Handled;
 
+#[path = "demo/bad_day.rs"]
+mod bad_day;
 #[path = "demo/screen.rs"]
 mod screen;
 #[path = "demo/stage.rs"]
@@ -25,21 +28,29 @@ use screen::Screen;
 use stage::{Cast, Stage};
 
 const HELP: &str = "\
-Restarts the CodeDeploy agents of a simulated fleet after one event, and shows it.
+Restarts the agents of a simulated fleet after one event, and shows it.
 
   cargo run --example demo -- [OPTIONS]
 
-  --instances N   instances in the two Auto Scaling groups, 0 to 1000 (default 24)
-  --fail N        how many of them fail to restart (default 1); besides these, one is busy, one was lost
-                  by Systems Manager and one is launching
+  --instances N   instances in the two Auto Scaling groups, 0 to 1000
+                  (default 24)
+  --fail N        how many of them fail to restart (default 1); besides these,
+                  one is busy, one was lost by Systems Manager and one is
+                  launching
+  --bad-day       in place of that fleet, four fleets with 39 instances on which
+                  all of it happens: each outcome, and problems; goes with none
+                  of --instances, --fail and --event
   --seed N        another fleet, the same each time (default 1)
-  --event FILE    the event, as in events/ (default events/pipeline-succeeded.json)
+  --event FILE    the event, as in events/
+                  (default events/pipeline-succeeded.json)
   --json          print only the JSON that the function returns
   --help          print this";
 
 /// What the command line asks for.
 struct Options {
     cast: Cast,
+    /// The bad day in place of the cast.
+    bad_day: bool,
     event: Option<PathBuf>,
     json: bool,
 }
@@ -66,17 +77,23 @@ fn fail(problem: &str) -> ExitCode {
 fn options(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
     let mut options = Options {
         cast: Cast::default(),
+        bad_day: false,
         event: None,
         json: false,
     };
     let mut failing = None;
+    let mut fixed_by_bad_day = None;
     while let Some(word) = words.next() {
         let mut value = |accepted: &str| {
             words
                 .next()
                 .ok_or_else(|| format!("{word} needs a value: {accepted}"))
         };
+        if ["--instances", "--fail", "--event"].contains(&word.as_str()) {
+            fixed_by_bad_day = Some(word.clone());
+        }
         match word.as_str() {
+            "--bad-day" => options.bad_day = true,
             "--instances" => options.cast.instances = number(&word, &value("0 to 1000")?, 1000)?,
             "--fail" => {
                 options.cast.fail = number(&word, &value("0 to 1000")?, 1000)?;
@@ -88,6 +105,11 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, S
             "--help" | "-h" => return Ok(None),
             _ => return Err(format!("{word} is no option of the demo")),
         }
+    }
+    if let (true, Some(option)) = (options.bad_day, fixed_by_bad_day) {
+        return Err(format!(
+            "--bad-day has its own fleets and event: {option} does not go with it"
+        ));
     }
     let Cast {
         instances, fail, ..
@@ -127,14 +149,22 @@ fn play(options: &Options) -> Result<(), String> {
         .build()
         .map_err(|error| format!("tokio does not start: {error}"))?;
     runtime.block_on(async {
-        let stage = Stage::set(event, &options.cast);
+        let stage = match options.bad_day {
+            true => Stage::set_bad_day(event, options.cast.seed),
+            false => Stage::set(event, &options.cast),
+        };
         if options.json {
             let (_, answer) = stage.deliver().await?;
             // Whoever closes the output early has read enough.
             let _ = writeln!(std::io::stdout(), "{answer:#}");
             return Ok(());
         }
-        show(&stage).await
+        show(&stage).await?;
+        let calm = !options.bad_day && options.event.is_none();
+        if calm {
+            Screen::hint("A day on which all of it happens: cargo run --example demo -- --bad-day");
+        }
+        Ok(())
     })
 }
 
@@ -155,7 +185,7 @@ async fn show(stage: &Stage) -> Result<(), String> {
     let (handled, answer) = delivered?;
     if let Handled::Done(report) = &handled {
         if !stage.is_dry_run() {
-            screen.table(report, &stage::table(report));
+            screen.table(report);
         }
         screen.message(stage, stage.is_dry_run());
     }

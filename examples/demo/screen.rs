@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use codedeploy_agent_restarter::Handled;
 use codedeploy_agent_restarter::fleet::Decision;
-use codedeploy_agent_restarter::report::Report;
+use codedeploy_agent_restarter::outcome::{Kind, Problem};
+use codedeploy_agent_restarter::report::{GroupReport, Report};
 use serde_json::Value;
+use sim::Call;
 
-use crate::stage::{Row, Stage};
+use crate::stage::{self, Row, Stage};
 
 /// `println!` for an output that may be closed: `demo | head` ends the demo, and is no failure.
 macro_rules! say {
@@ -25,12 +27,18 @@ macro_rules! say {
 const PACE_LIMIT: Duration = Duration::from_secs(4);
 /// Real time for one second of the fleet's.
 const PACE: Duration = Duration::from_millis(20);
-/// Seconds of the fleet's time between two plain lines.
+/// Seconds of the fleet's time between two plain lines, when something has changed …
 const PLAIN_EVERY: u64 = 30;
+/// … and when nothing has.
+const PLAIN_AT_LEAST_EVERY: u64 = 120;
 /// Characters of the bar.
 const BAR: usize = 40;
+/// Characters of a line of ours; the event and the message are shown as they are.
+const WIDTH: usize = 80;
 /// Rows of a table that are shown; those that need attention always are.
 const ROWS: usize = 40;
+/// Instances with the same decision and reason that the plan names; more are counted.
+const NAMED: usize = 3;
 
 /// Standard output.
 pub struct Screen {
@@ -49,11 +57,18 @@ impl Screen {
 
     /// The event, as it arrives.
     pub fn event(&self, stage: &Stage) {
-        say!(
-            "The real handler on a simulated fleet; its time is virtual. Nothing leaves this machine."
-        );
+        say!("The real handler, a simulated fleet, virtual time; nothing leaves this machine.");
         headline("The event");
         say!("{:#}", stage.event);
+        if !stage.settings.is_empty() {
+            let settings: Vec<String> = stage
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            say!();
+            say_folded(&format!("Settings: {}", settings.join(" ")), 2);
+        }
     }
 
     /// What the function will do.
@@ -75,28 +90,23 @@ impl Screen {
                 .iter()
                 .map(|(word, count)| format!("{count} {word}"))
                 .collect();
-            say!(
-                "{}/{} in {}, deployment {}: {}",
-                group.name.application,
-                group.name.deployment_group,
-                group.name.region,
-                group.deployment_ids.join(", "),
-                if counts.is_empty() {
-                    "no instances".to_owned()
-                } else {
-                    counts.join(", ")
-                },
-            );
-            for (id, entry) in &group.instances {
-                if !matches!(entry.decision, Decision::Restart(_)) {
-                    let (word, reason) = (entry.decision.word(), entry.decision.reason());
-                    let name = entry.name.as_deref().unwrap_or_default();
-                    say!("  {id}  {name:<9} {word}: {reason}");
-                }
+            let counts = match counts.is_empty() {
+                true => "no instances".to_owned(),
+                false => counts.join(", "),
+            };
+            say_folded(&format!("{}: {counts}", title(group)), 2);
+            for line in plan_lines(group) {
+                say_folded(&line, 6);
             }
             show_problem(group.problem.as_ref());
         }
         show_problem(report.problem.as_ref());
+        if report.groups.iter().any(is_waited_for) {
+            say_folded(
+                "A plan looks once; the run waits until no other deployment of the group runs.",
+                0,
+            );
+        }
     }
 
     /// Follows the restarts until `done`; a dry run has none.
@@ -106,36 +116,74 @@ impl Screen {
             return;
         }
         headline("The restarts");
+        let mut known = stage.world.calls().len();
+        let mut happened = 0;
         let mut second = 0;
-        while !done.get() {
+        let mut shown = None;
+        loop {
+            let incidents = stage.incidents[happened..].iter();
+            for incident in incidents.take_while(|incident| incident.after <= second) {
+                self.tell(second, &format!("meanwhile, {}", incident.what));
+                happened += 1;
+            }
+            let calls = stage.world.calls();
+            for line in news(&calls[known..], stage) {
+                self.tell(second, &line);
+            }
+            known = calls.len();
+            let ended = stage.ended();
             if self.terminal {
-                bar(stage.ended(), total, second);
-                if self.paced < PACE_LIMIT {
-                    std::thread::sleep(PACE);
-                    self.paced += PACE;
-                }
-            } else if second % PLAIN_EVERY == 0 {
-                say!("{second:>4} s  {} of {total}", stage.ended());
+                bar(ended, total, second);
+            }
+            if done.get() {
+                break;
+            }
+            if self.terminal && self.paced < PACE_LIMIT {
+                std::thread::sleep(PACE);
+                self.paced += PACE;
+            }
+            let due = match shown == Some(ended) {
+                true => second % PLAIN_AT_LEAST_EVERY == 0,
+                false => second % PLAIN_EVERY == 0,
+            };
+            if !self.terminal && due {
+                self.tell(second, &progress(ended, total));
+                shown = Some(ended);
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
             second += 1;
         }
-        if self.terminal {
-            bar(stage.ended(), total, second);
-            say!();
-        } else {
-            say!("{second:>4} s  {} of {total}", stage.ended());
+        match self.terminal {
+            true => say!(),
+            false => self.tell(second, &progress(stage.ended(), total)),
         }
+        self.tell(second, "the function is done");
+    }
+
+    /// One line of the story; on a terminal it goes above the bar.
+    fn tell(&self, second: u64, text: &str) {
+        if self.terminal {
+            print!("\r\x1b[K");
+        }
+        say_folded(&format!("{second:>4} s  {text}"), 8);
     }
 
     /// What became of each instance.
-    pub fn table(&self, report: &Report, rows: &[Row]) {
+    pub fn table(&self, report: &Report) {
         headline("The outcomes");
-        for line in table_lines(rows) {
-            say!("{line}");
-        }
+        let many = report.groups.len() > 1;
         for group in &report.groups {
+            if many {
+                say_folded(&title(group), 2);
+                say!();
+            }
+            for line in table_lines(&stage::table(group)) {
+                say!("{line}");
+            }
             show_problem(group.problem.as_ref());
+            if many {
+                say!();
+            }
         }
         show_problem(report.problem.as_ref());
     }
@@ -161,6 +209,11 @@ impl Screen {
         }
     }
 
+    /// A last line.
+    pub fn hint(text: &str) {
+        say!("\n{text}");
+    }
+
     /// The end of it.
     pub fn answer(&self, answer: &Value) {
         headline("The answer");
@@ -173,11 +226,11 @@ impl Screen {
     }
 }
 
-/// The table of outcomes as lines: id, name, outcome, memory before and after, why.
+/// The table of outcomes as lines: id, name, outcome, memory before and after; below it, indented, why.
 pub fn table_lines(rows: &[Row]) -> Vec<String> {
     let mut lines = vec![format!(
-        "{:<19}  {:<9} {:<17} {:>9} {:>9}  {}",
-        "instance", "name", "outcome", "before", "after", "why"
+        "{:<19}  {:<10}  {:<17} {:>9} {:>9}",
+        "instance", "name", "outcome", "before", "after"
     )];
     let mut left_out = 0;
     for (n, row) in rows.iter().enumerate() {
@@ -186,16 +239,17 @@ pub fn table_lines(rows: &[Row]) -> Vec<String> {
             left_out += 1;
             continue;
         }
-        let why: String = row.detail.chars().take(90).collect();
-        let line = format!(
-            "{:<19}  {:<9} {:<17} {:>9} {:>9}  {why}",
+        lines.push(format!(
+            "{:<19}  {:<10}  {:<17} {:>9} {:>9}",
             row.id,
             row.name,
             row.outcome,
             mebibytes(row.before_kib),
             mebibytes(row.after_kib),
-        );
-        lines.push(line.trim_end().to_owned());
+        ));
+        if !row.detail.is_empty() {
+            lines.extend(folded(&format!("    {}", row.detail), 4));
+        }
     }
     if left_out > 0 {
         lines.push(format!("… and {left_out} more that are fresh"));
@@ -203,10 +257,142 @@ pub fn table_lines(rows: &[Row]) -> Vec<String> {
     lines
 }
 
+/// A group and its deployments.
+fn title(group: &GroupReport) -> String {
+    format!(
+        "{}/{} in {}, deployment {}",
+        group.name.application,
+        group.name.deployment_group,
+        group.name.region,
+        group.deployment_ids.join(", ")
+    )
+}
+
+/// Those that are not simply restarted, and why; many with one reason are counted.
+fn plan_lines(group: &GroupReport) -> Vec<String> {
+    let left: Vec<_> = group
+        .instances
+        .iter()
+        .filter(|(_, entry)| !matches!(entry.decision, Decision::Restart(_)))
+        .collect();
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for (_, entry) in &left {
+        let (word, reason) = (entry.decision.word(), entry.decision.reason());
+        *counts.entry((word, reason)).or_default() += 1;
+    }
+    let mut lines = Vec::new();
+    for (id, entry) in left {
+        let (word, reason) = (entry.decision.word(), entry.decision.reason());
+        match counts.get(&(word, reason)) {
+            Some(count) if *count > NAMED => {
+                lines.push(format!("  {count} instances {word}: {reason}"));
+                counts.remove(&(word, reason));
+            }
+            Some(_) => {
+                let name = entry.name.as_deref().unwrap_or_default();
+                lines.push(format!("  {id}  {name:<10} {word}: {reason}"));
+            }
+            None => {}
+        }
+    }
+    lines
+}
+
+/// Whether another deployment of the group runs at the time of the plan.
+fn is_waited_for(group: &GroupReport) -> bool {
+    let mut entries = group.instances.values();
+    entries.any(|entry| matches!(entry.decision, Decision::Leave(Kind::Busy, _)))
+}
+
+/// What is worth telling of these calls: commands sent and refused, throttling, deployments waited for. The
+/// same several times in a row is told once.
+fn news(calls: &[Call], stage: &Stage) -> Vec<String> {
+    let mut told: Vec<(News, usize)> = Vec::new();
+    for call in calls {
+        let Some((news, count)) = News::of(call, stage) else {
+            continue;
+        };
+        match told.last_mut() {
+            Some((last, sum)) if *last == news => *sum += count,
+            _ => told.push((news, count)),
+        }
+    }
+    told.into_iter()
+        .map(|(news, count)| news.words(count))
+        .collect()
+}
+
+/// A kind of news.
+#[derive(PartialEq)]
+enum News {
+    /// A command for the group was accepted.
+    Sent(String),
+    /// A command for the group was refused, with this code.
+    Refused(String, String),
+    /// An operation was throttled.
+    Throttled(String),
+    /// Another deployment runs.
+    Waiting(String),
+}
+
+impl News {
+    /// The news in a call, and how many instances or calls it concerns.
+    fn of(call: &Call, stage: &Stage) -> Option<(Self, usize)> {
+        let error = call.error.clone().unwrap_or_default();
+        if error.contains("Throttl") {
+            return Some((Self::Throttled(call.operation.clone()), 1));
+        }
+        match call.operation.as_str() {
+            "SendCommand" => {
+                let ids = call.params["InstanceIds"].as_array().map_or(0, Vec::len);
+                let comment = call.params["Comment"].as_str().unwrap_or_default();
+                let group = comment.rsplit(' ').next().unwrap_or_default().to_owned();
+                Some(match error.is_empty() {
+                    true => (Self::Sent(group), ids),
+                    false => (Self::Refused(group, error), ids),
+                })
+            }
+            "BatchGetDeployments" => {
+                let ids = call.params["deploymentIds"].as_array()?;
+                let mut ids = ids.iter().filter_map(Value::as_str);
+                let running = ids.find(|id| stage.still_runs(id))?;
+                Some((Self::Waiting(running.to_owned()), 1))
+            }
+            _ => None,
+        }
+    }
+
+    fn words(&self, count: usize) -> String {
+        match self {
+            Self::Sent(group) => format!("{group}: sent to {}", instances(count)),
+            Self::Refused(group, code) => {
+                format!(
+                    "{group}: sending to {} is refused: {code}",
+                    instances(count)
+                )
+            }
+            Self::Throttled(operation) => {
+                format!("AWS throttles {operation}; it is called again")
+            }
+            Self::Waiting(id) => {
+                format!("deployment {id} of the group still runs; the function waits")
+            }
+        }
+    }
+}
+
+fn instances(count: usize) -> String {
+    match count {
+        1 => "1 instance".to_owned(),
+        _ => format!("{count} instances"),
+    }
+}
+
 fn mebibytes(kib: Option<u64>) -> String {
     kib.map_or_else(|| "-".to_owned(), |kib| format!("{} MiB", kib / 1024))
 }
 
+/// How many instances are to be restarted, at once or after another deployment.
 fn to_restart(planned: &Handled) -> usize {
     match planned {
         Handled::Ignored { .. } => 0,
@@ -214,15 +400,24 @@ fn to_restart(planned: &Handled) -> usize {
             .groups
             .iter()
             .flat_map(|group| group.instances.values())
-            .filter(|entry| matches!(entry.decision, Decision::Restart(_)))
+            .filter(|entry| {
+                matches!(
+                    entry.decision,
+                    Decision::Restart(_) | Decision::Leave(Kind::Busy, _)
+                )
+            })
             .count(),
     }
+}
+
+fn progress(ended: usize, total: usize) -> String {
+    format!("{ended} of {total} restarts have ended")
 }
 
 fn bar(ended: usize, total: usize, second: u64) {
     let filled = (BAR * ended.min(total)) / total.max(1);
     print!(
-        "\r[{}{}] {ended:>4} of {total}  {second:>4} s",
+        "\r{second:>4} s  [{}{}] {ended} of {total}",
         "#".repeat(filled),
         ".".repeat(BAR - filled)
     );
@@ -234,14 +429,42 @@ fn headline(text: &str) {
     say!("\n== {text}\n");
 }
 
-fn show_problem(problem: Option<&codedeploy_agent_restarter::outcome::Problem>) {
+fn show_problem(problem: Option<&Problem>) {
     if let Some(problem) = problem {
-        say!(
-            "problem in step {}: {}: {} (do: {})",
-            problem.step,
-            problem.code,
-            problem.message,
-            problem.remedy
-        );
+        let Problem {
+            step,
+            code,
+            message,
+            remedy,
+        } = problem;
+        say_folded(&format!("Problem in step {step}: {code}: {message}"), 2);
+        say_folded(&format!("  Do: {remedy}"), 6);
     }
+}
+
+fn say_folded(text: &str, indent: usize) {
+    for line in folded(text, indent) {
+        say!("{line}");
+    }
+}
+
+/// The text in lines of at most `WIDTH` characters, broken at spaces; all but the first are indented.
+fn folded(text: &str, indent: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    // Each word with the spaces before it: in a row they align columns.
+    let mut rest = text;
+    while !rest.is_empty() {
+        let word = rest.find(|c| c != ' ').unwrap_or(rest.len());
+        let end = rest[word..].find(' ').map_or(rest.len(), |n| word + n);
+        if !line.is_empty() && line.chars().count() + rest[..end].chars().count() > WIDTH {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
+            line.push_str(&rest[word..end]);
+        } else {
+            line.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    lines.push(line);
+    lines
 }

@@ -1,16 +1,20 @@
 //! A simulated fleet in which an event is true, and the function that is told of it.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use codedeploy_agent_restarter::aws::Clients;
 use codedeploy_agent_restarter::clock::{Clock, Timestamp};
 use codedeploy_agent_restarter::outcome::Outcome;
-use codedeploy_agent_restarter::report::Report;
+use codedeploy_agent_restarter::report::GroupReport;
 use codedeploy_agent_restarter::settings::Settings;
 use codedeploy_agent_restarter::trigger::Home;
 use codedeploy_agent_restarter::{Handled, Restarter};
 use serde_json::Value;
-use sim::{AgentFault, AutoScalingGroup, Member, State, World};
+use sim::{AgentFault, AutoScalingGroup, Invocation, Member, State, World};
+use tokio::time::{Instant, sleep_until};
+
+use crate::bad_day;
 
 /// When the fleet's story happens if the event does not say: 2026-02-17T09:14:05Z.
 const USUAL_TIME: Timestamp = Timestamp(1_771_319_645);
@@ -53,9 +57,28 @@ pub struct Stage {
     pub world: World,
     /// The event.
     pub event: Value,
+    /// What the operator set besides what must be set.
+    pub settings: &'static [(&'static str, &'static str)],
+    /// What happens while the function works, in order.
+    pub incidents: Vec<Incident>,
+    /// The world's start, in seconds since 1970.
+    start: f64,
     region: String,
     home: Home,
 }
+
+/// Something that happens to the fleet while the function works.
+pub struct Incident {
+    /// Seconds after the event was delivered.
+    pub after: u64,
+    /// What, in words.
+    pub what: String,
+    /// What it changes in the world, at a moment in the world's own seconds.
+    pub change: Change,
+}
+
+/// A change of the world at a moment.
+pub type Change = Box<dyn Fn(&mut State, f64)>;
 
 /// One line of the table of outcomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +100,39 @@ pub struct Row {
 impl Stage {
     /// Builds the fleet to which the event's deployment went.
     pub fn set(event: Value, cast: &Cast) -> Self {
+        let names = [
+            named(&event, "application"),
+            named(&event, "deploymentGroup"),
+            named(&event, "deploymentId"),
+        ]
+        .map(|name| name.map(str::to_owned));
+        Self::open(event, cast.instances, &[], |state, region| {
+            let [application, group, deployment] = &names;
+            rename(
+                state.region(region),
+                application.as_deref(),
+                group.as_deref(),
+                deployment.as_deref(),
+            );
+            give_parts(state, region, cast);
+            Vec::new()
+        })
+    }
+
+    /// Builds the fleets on which everything happens that may happen.
+    pub fn set_bad_day(event: Value, seed: u64) -> Self {
+        Self::open(event, 0, &bad_day::SETTINGS, |state, region| {
+            bad_day::cast(state, region, seed)
+        })
+    }
+
+    /// A world in which the event is true, filled by `fill`.
+    fn open(
+        event: Value,
+        instances: usize,
+        settings: &'static [(&'static str, &'static str)],
+        fill: impl FnOnce(&mut State, &str) -> Vec<Incident>,
+    ) -> Self {
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
         let region = text("/detail/region")
             .or(text("/region"))
@@ -91,17 +147,10 @@ impl Stage {
             text("/detail/pipeline").unwrap_or("my-pipeline"),
             text("/detail/execution-id").unwrap_or("3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f"),
             &region,
-            cast.instances,
+            instances,
         );
         state.account.clone_from(&account);
-        let named = |field: &str| text(&format!("/detail/{field}")).or(text(&format!("/{field}")));
-        rename(
-            state.region(&region),
-            named("application"),
-            named("deploymentGroup"),
-            named("deploymentId"),
-        );
-        give_parts(&mut state, &region, cast);
+        let incidents = fill(&mut state, &region);
         #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit")]
         let start = (time.0 + ARRIVAL) as f64;
         Self {
@@ -112,6 +161,9 @@ impl Stage {
                 function: "codedeploy-agent-restarter".to_owned(),
             },
             event,
+            settings,
+            incidents,
+            start,
             region,
         }
     }
@@ -127,6 +179,14 @@ impl Stage {
 
     /// Delivers the event. Gives what happened, and the JSON that the function returns.
     pub async fn deliver(&self) -> Result<(Handled, Value), String> {
+        tokio::select! {
+            biased;
+            never = self.let_happen() => match never {},
+            answered = self.call() => answered,
+        }
+    }
+
+    async fn call(&self) -> Result<(Handled, Value), String> {
         let function = self.function("false");
         let clock = self.clock();
         let handled = function
@@ -140,6 +200,22 @@ impl Stage {
         Ok((handled, answer))
     }
 
+    /// Lets the incidents happen, each at its time.
+    async fn let_happen(&self) -> Infallible {
+        let delivered = Instant::now();
+        for incident in &self.incidents {
+            sleep_until(delivered + Duration::from_secs(incident.after)).await;
+            let at = self.now();
+            self.world.with(|state| (incident.change)(state, at));
+        }
+        std::future::pending().await
+    }
+
+    /// Seconds since the world's start.
+    pub fn now(&self) -> f64 {
+        self.world.now() - self.start
+    }
+
     /// Whether the event itself asks for a plan only.
     pub fn is_dry_run(&self) -> bool {
         self.event["dryRun"] == Value::Bool(true)
@@ -147,12 +223,30 @@ impl Stage {
 
     /// How many restarts have ended so far, whatever their end.
     pub fn ended(&self) -> usize {
+        let now = self.now();
         self.world.with(|state| {
             let commands = state.regions.values().flat_map(|region| &region.commands);
-            commands
+            let listed: Vec<Invocation> = commands
                 .flat_map(|command| &command.invocations)
-                .filter(|invocation| invocation.ended_at.is_some())
+                .filter(|invocation| invocation.visible_at <= now)
+                .cloned()
+                .collect();
+            listed
+                .iter()
+                .filter(|invocation| has_ended(state, invocation))
                 .count()
+        })
+    }
+
+    /// Whether that deployment has not ended yet.
+    pub fn still_runs(&self, id: &str) -> bool {
+        let now = self.now();
+        self.world.with(|state| {
+            let mut deployments = state
+                .regions
+                .values()
+                .flat_map(|region| &region.deployments);
+            deployments.any(|held| held.id == id && held.completed_at.is_some_and(|at| at > now))
         })
     }
 
@@ -161,7 +255,11 @@ impl Stage {
             "TOPIC_ARN" => Some(sim::TOPIC.to_owned()),
             "DOCUMENT_NAME" => Some(sim::DOCUMENT.to_owned()),
             "DRY_RUN" => Some(dry_run.to_owned()),
-            _ => None,
+            _ => self
+                .settings
+                .iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| (*value).to_owned()),
         });
         Restarter {
             settings: settings.expect("the demo's settings are in order"),
@@ -175,10 +273,29 @@ impl Stage {
     }
 }
 
-/// The table of outcomes, by id.
-pub fn table(report: &Report) -> Vec<Row> {
-    let entries = report.groups.iter().flat_map(|group| &group.instances);
-    let mut rows: Vec<Row> = entries
+/// What the event calls one of the group's names, in its detail or, a request, in itself.
+fn named<'a>(event: &'a Value, field: &str) -> Option<&'a str> {
+    let text = |pointer: String| event.pointer(&pointer).and_then(Value::as_str);
+    text(format!("/detail/{field}")).or(text(format!("/{field}")))
+}
+
+/// Whether Systems Manager shows an end. A host that answers verbatim has none of its own.
+fn has_ended(state: &mut State, invocation: &Invocation) -> bool {
+    let host = state.find_host(&invocation.instance_id);
+    match host.and_then(|host| host.answer.as_ref()) {
+        Some(answer) => matches!(
+            answer.status.as_str(),
+            "Success" | "Failed" | "Cancelled" | "TimedOut"
+        ),
+        None => invocation.ended_at.is_some(),
+    }
+}
+
+/// A group's rows of the table of outcomes, by id.
+pub fn table(group: &GroupReport) -> Vec<Row> {
+    group
+        .instances
+        .iter()
         .filter_map(|(id, entry)| Some((id, entry, entry.outcome.as_ref()?)))
         .map(|(id, entry, outcome)| Row {
             id: id.clone(),
@@ -188,9 +305,7 @@ pub fn table(report: &Report) -> Vec<Row> {
             after_kib: memory(outcome).map(|memory| memory.1),
             detail: outcome.detail.clone(),
         })
-        .collect();
-    rows.sort_by(|a, b| a.id.cmp(&b.id));
-    rows
+        .collect()
 }
 
 fn memory(outcome: &Outcome) -> Option<(u64, u64)> {
