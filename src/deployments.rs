@@ -627,7 +627,8 @@ pub async fn quiet(
     let give_up = (Instant::now() + QUIET_LIMIT).min(clock.until());
     loop {
         // A call that does not end must not outlast this step by more than one pause.
-        let running = timeout_at(give_up + QUIET_PAUSE, running_deployment(&client, group))
+        let by = (give_up + QUIET_PAUSE).min(clock.until());
+        let running = timeout_at(by, running_deployment(&client, group))
             .await
             .unwrap_or_else(|_| {
                 let resource = group_resource(&group.name);

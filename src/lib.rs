@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 pub mod aws;
 pub mod clock;
@@ -141,7 +141,8 @@ impl Restarter {
         };
         let begun = clock.elapsed();
         // Boxed futures here and below, since the compiler limits how deep they may nest.
-        let found: BoxFuture<'_, Found> = Box::pin(self.find_groups(&order, home));
+        let by = (Instant::now() + RESOLVE_LIMIT).min(clock.until());
+        let found: BoxFuture<'_, Found> = Box::pin(self.find_groups(&order, home, by));
         let (groups, problem) = match found.await {
             Found::Groups { groups, problem } => (groups, problem),
             Found::Nothing(reason) => {
@@ -149,7 +150,7 @@ impl Restarter {
                 return Ok(Handled::Ignored { order, reason });
             }
         };
-        let left = RESOLVE_LIMIT.saturating_sub(clock.elapsed() - begun);
+        let left = by.saturating_duration_since(Instant::now());
         let dry_run = order.dry_run || self.settings.dry_run;
         let fleets = groups.into_iter().map(|group| -> BoxFuture<'_, _> {
             Box::pin(self.find_fleet(group, clock, left, !dry_run))
@@ -211,9 +212,9 @@ impl Restarter {
         Ok(json!(answer))
     }
 
-    async fn find_groups(&self, order: &Order, home: &Home) -> Found {
+    async fn find_groups(&self, order: &Order, home: &Home, by: Instant) -> Found {
         tracing::info!(time = %order.time, "{}", order.subject.words());
-        deployments::find(&self.clients, order, home, Instant::now() + RESOLVE_LIMIT).await
+        deployments::find(&self.clients, order, home, by).await
     }
 
     /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if
@@ -229,7 +230,8 @@ impl Restarter {
         let group = group?;
         let find = async {
             let other = deployments::quiet(&self.clients, &group, clock, patient).await?;
-            let mut fleet = timeout(left, fleet::find(&self.clients, &group, clock))
+            let by = (Instant::now() + left).min(clock.until());
+            let mut fleet = timeout_at(by, fleet::find(&self.clients, &group, clock))
                 .await
                 .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
             if let Some(id) = other {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use crate::aws::{CallError, Clients};
-use crate::outcome::{Kind, Outcome, Problem, Severity};
+use crate::outcome::{Cause, Kind, Outcome, Problem, Severity};
 use crate::report::{GroupReport, Report};
 use crate::settings::{NotifyOn, Settings};
 use crate::text::plain;
@@ -198,7 +198,7 @@ fn text(report: &Report, home: &Home, headline: &str) -> String {
     if let Some(problem) = &report.problem {
         write_problem(&mut text, problem);
     }
-    for group in &report.groups {
+    for group in report.worst_first() {
         write_group(&mut text, group, report, home);
     }
     text
@@ -291,6 +291,25 @@ fn sections(group: &GroupReport) -> Vec<Section> {
 
 /// What a person should do about an outcome.
 fn advice(outcome: &Outcome) -> &'static str {
+    match outcome.cause {
+        Some(cause) => advice_on(cause),
+        None => general_advice(outcome),
+    }
+}
+
+fn advice_on(cause: Cause) -> &'static str {
+    match cause {
+        Cause::TooManyErrors => "mend those that failed, then repeat by hand",
+        Cause::NoTime => "repeat by hand",
+        Cause::FailedCall => "do what the problem says, then repeat by hand",
+        Cause::Denied => {
+            "allow this function's role ssm:SendCommand on the instance (by its tag or the policy), then \
+             repeat by hand"
+        }
+    }
+}
+
+fn general_advice(outcome: &Outcome) -> &'static str {
     match (outcome.kind, outcome.code) {
         (Kind::Failed, Some(30 | 32)) => {
             "start the agent now, or the next deployment fails there: sudo systemctl start \
@@ -305,7 +324,8 @@ fn advice(outcome: &Outcome) -> &'static str {
              not start"
         }
         (Kind::Failed, Some(31)) => {
-            "when no deployment runs, stop the old agent and start its service once"
+            "pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the \
+             service once"
         }
         (Kind::Failed, Some(33)) => {
             "read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach \
@@ -323,9 +343,13 @@ fn advice(outcome: &Outcome) -> &'static str {
             "check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, \
              then repeat by hand; or terminate the instance"
         }
-        (Kind::TimedOut, _) => "look at the agent on the instance: it may be down",
+        (Kind::TimedOut, _) => {
+            "systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand"
+        }
         (Kind::Cancelled, _) => "find out who cancelled it, then repeat by hand",
-        (Kind::HeldBack, _) => "remove the cause, then repeat by hand",
+        (Kind::HeldBack, _) => {
+            "its lifecycle state is unknown to this function: repeat by hand when it is InService"
+        }
         (Kind::Unfinished, _) => {
             "see the command's result in Systems Manager, Run Command; then repeat by hand"
         }
@@ -383,7 +407,7 @@ fn card(report: &Report, home: &Home, headline: &str) -> Value {
         );
         steps.push(problem.remedy.clone());
     }
-    for group in &report.groups {
+    for group in report.worst_first() {
         let rows = group.attention();
         for (id, _, outcome) in &rows {
             if named < CARD_INSTANCES {

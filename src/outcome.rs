@@ -107,6 +107,21 @@ pub struct Outcome {
     pub command_id: Option<String>,
     /// Memory of the agent before and after, when the document reported it.
     pub memory: Option<Memory>,
+    /// What lies behind it, where people are to do something else for it.
+    pub cause: Option<Cause>,
+}
+
+/// Why an instance was not sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// More restarts failed than `MAX_ERRORS` allows.
+    TooManyErrors,
+    /// The function's own time was over.
+    NoTime,
+    /// A call failed that was needed for it.
+    FailedCall,
+    /// The function's role may send to others, and not to this instance.
+    Denied,
 }
 
 /// Resident memory of the agent's processes, in KiB; 0 where no agent ran.
@@ -127,6 +142,15 @@ impl Outcome {
             code: None,
             command_id: None,
             memory: None,
+            cause: None,
+        }
+    }
+
+    /// The same, for that cause.
+    pub fn because(self, cause: Cause) -> Self {
+        Self {
+            cause: Some(cause),
+            ..self
         }
     }
 
@@ -453,6 +477,7 @@ fn of_line(
             before_kib: line.memory_before_kib,
             after_kib: line.memory_after_kib,
         }),
+        cause: None,
     })
 }
 

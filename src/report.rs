@@ -228,6 +228,13 @@ impl Report {
             .unwrap_or(Severity::Ok)
     }
 
+    /// The groups as people are to read of them: the worst first, and else in their order.
+    pub fn worst_first(&self) -> Vec<&GroupReport> {
+        let mut groups: Vec<&GroupReport> = self.groups.iter().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.severity()));
+        groups
+    }
+
     /// Whether somebody must hear of it.
     pub fn needs_attention(&self) -> bool {
         self.severity() > Severity::Ok

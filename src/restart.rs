@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::Clock;
 use crate::fleet::{self, Decision, Fleet};
-use crate::outcome::{Kind, Outcome, Problem, Progress, of_invocation};
+use crate::outcome::{Cause, Kind, Outcome, Problem, Progress, of_invocation};
 use crate::settings::Settings;
 
 /// Instance ids in one `SendCommand` (`API_SendCommand`).
@@ -42,7 +42,6 @@ const LAST_SEND_SECONDS: u64 = 120;
 const LIFECYCLE_AGE: Duration = Duration::from_secs(60);
 /// So many denials before anything is accepted mean that the function may not send at all.
 const MAX_DENIALS: usize = 50;
-const NO_TIME: &str = "not sent: no time left before the function's end";
 
 /// What became of a fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -191,12 +190,21 @@ impl Run<'_> {
     /// One round: send what fits, wait a tick, look. Whether there is anything left to do.
     async fn advance(&mut self) -> bool {
         self.send_what_fits().await;
-        if self.queue.is_empty() && self.in_flight() == 0 {
-            return self.ask_again().await;
-        }
         let until = self.clock.until();
         let commands = self.open_commands().len();
         let tick = TICK.max(Duration::from_secs((commands / COMMANDS_PER_SECOND) as u64));
+        if self.queue.is_empty() {
+            let done = self.in_flight() == 0;
+            // What is open may stay so until the end: then this is the last moment to send to those that are
+            // back.
+            let last_chance = !self.offline.is_empty() && self.too_late_in(2 * tick);
+            if (done || last_chance) && self.ask_again().await {
+                return true;
+            }
+            if done {
+                return false;
+            }
+        }
         sleep_until((Instant::now() + tick).min(until)).await;
         let looked = timeout_at(until, self.look()).await;
         match looked {
@@ -227,10 +235,11 @@ impl Run<'_> {
             return;
         }
         if self.errors > self.errors_allowed {
-            self.hold_back_queue(&format!(
+            let reason = format!(
                 "not sent: failed restarts: {}, MAX_ERRORS allows {}",
                 self.errors, self.errors_allowed
-            ));
+            );
+            self.hold_back_queue(&held_back(Cause::TooManyErrors, reason));
             return;
         }
         let in_flight = self.in_flight();
@@ -247,23 +256,22 @@ impl Run<'_> {
         let mut chunks: VecDeque<Chunk> = chunks.collect();
         while let Some(chunk) = chunks.pop_front() {
             if let Err(stop) = self.send_chunk(chunk, &mut chunks).await {
-                for id in chunks.into_iter().flat_map(|chunk| chunk.ids) {
-                    self.hold_back(id, &stop);
-                }
+                self.hold_back(chunks.into_iter().flat_map(|chunk| chunk.ids), &stop);
                 self.hold_back_queue(&stop);
                 return;
             }
         }
     }
 
-    /// Sends one command, or puts what is left of the chunk back. An error says why nothing more may be sent.
+    /// Sends one command, or puts what is left of the chunk back. An error says that nothing more may be sent: what
+    /// that is for everybody who has not been.
     async fn send_chunk(
         &mut self,
         chunk: Chunk,
         chunks: &mut VecDeque<Chunk>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Outcome> {
         if self.too_late() {
-            return self.stop(chunk.ids, NO_TIME.to_owned());
+            return self.stop(chunk.ids, no_time());
         }
         let chunk = self.refresh(chunk).await?;
         if chunk.ids.is_empty() {
@@ -296,44 +304,45 @@ impl Run<'_> {
                 self.denials += 1;
                 if !self.accepted && self.denials >= MAX_DENIALS {
                     self.note_problem(Problem::of_call("send", &error));
-                    return self.stop(chunk.ids, format!("not sent: {}", error.message));
+                    return self.stop(chunk.ids, not_sent(&error.message));
                 }
                 self.split(chunk, error, chunks);
                 Ok(())
             }
             Err(error) => {
-                let reason = format!("not sent: {}: {}", error.code, error.message);
-                let detail = if error.may_have_arrived() {
-                    format!(
-                        "sending got no answer ({}): the command may have arrived all the same",
-                        error.message
-                    )
-                } else {
-                    reason.clone()
+                let stop = not_sent(&format!("{}: {}", error.code, error.message));
+                let unclear = format!(
+                    "sending got no answer ({}): the command may have arrived all the same",
+                    error.message
+                );
+                let outcome = match error.may_have_arrived() {
+                    true => held_back(Cause::FailedCall, unclear),
+                    false => stop.clone(),
                 };
-                for id in chunk.ids {
-                    self.hold_back(id, &detail);
-                }
+                self.hold_back(chunk.ids, &outcome);
                 self.note_problem(Problem::of_call("send", &error));
-                Err(reason)
+                Err(stop)
             }
         }
     }
 
     fn too_late(&self) -> bool {
-        let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
-        Instant::now() + Duration::from_secs(reserve) > self.clock.until()
+        self.too_late_in(Duration::ZERO)
     }
 
-    fn stop(&mut self, ids: Vec<String>, reason: String) -> Result<(), String> {
-        for id in ids {
-            self.hold_back(id, &reason);
-        }
-        Err(reason)
+    /// Whether it will be too late to send when this much time has passed.
+    fn too_late_in(&self, time: Duration) -> bool {
+        let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
+        Instant::now() + time + Duration::from_secs(reserve) > self.clock.until()
+    }
+
+    fn stop<T>(&mut self, ids: Vec<String>, outcome: Outcome) -> Result<T, Outcome> {
+        self.hold_back(ids, &outcome);
+        Err(outcome)
     }
 
     /// The chunk without those that began to leave since the fleet was read, if that is a while ago.
-    async fn refresh(&mut self, chunk: Chunk) -> Result<Chunk, String> {
+    async fn refresh(&mut self, chunk: Chunk) -> Result<Chunk, Outcome> {
         match self.fleet.read_at.elapsed() > LIFECYCLE_AGE && !chunk.decided_again {
             true => self.decide_again(chunk, false).await,
             false => Ok(chunk),
@@ -341,7 +350,7 @@ impl Run<'_> {
     }
 
     /// The chunk without those that a second look leaves alone; these get their outcome.
-    async fn decide_again(&mut self, chunk: Chunk, inventory: bool) -> Result<Chunk, String> {
+    async fn decide_again(&mut self, chunk: Chunk, inventory: bool) -> Result<Chunk, Outcome> {
         let circumstances = self.fleet.circumstances;
         let again = fleet::decide_again(&self.client, &chunk.ids, circumstances, inventory);
         let decisions = timeout_at(self.clock.until(), again)
@@ -357,11 +366,8 @@ impl Run<'_> {
             Ok(decisions) => decisions,
             Err(error) => {
                 self.note_problem(Problem::of_call("send", &error));
-                let reason = format!("not sent: {}: {}", error.code, error.message);
-                return self.stop(chunk.ids, reason).map(|()| Chunk {
-                    ids: Vec::new(),
-                    decided_again: true,
-                });
+                let outcome = not_sent(&format!("{}: {}", error.code, error.message));
+                return self.stop(chunk.ids, outcome);
             }
         };
         let mut ids = Vec::new();
@@ -412,7 +418,7 @@ impl Run<'_> {
         }
     }
 
-    /// Nothing is open any more: those that were offline get a second chance, once. Whether any is back.
+    /// Those that were offline get a second chance, once. Whether any is back.
     async fn ask_again(&mut self) -> bool {
         let offline = std::mem::take(&mut self.offline);
         if offline.is_empty() || self.too_late() {
@@ -567,14 +573,15 @@ impl Run<'_> {
         self.results.outcomes.insert(id, outcome);
     }
 
-    fn hold_back(&mut self, id: String, reason: &str) {
-        self.settle(id, Outcome::of(Kind::HeldBack, reason));
+    fn hold_back(&mut self, ids: impl IntoIterator<Item = String>, outcome: &Outcome) {
+        for id in ids {
+            self.settle(id, outcome.clone());
+        }
     }
 
-    fn hold_back_queue(&mut self, reason: &str) {
-        for id in std::mem::take(&mut self.queue) {
-            self.hold_back(id, reason);
-        }
+    fn hold_back_queue(&mut self, outcome: &Outcome) {
+        let queue = std::mem::take(&mut self.queue);
+        self.hold_back(queue, outcome);
     }
 
     fn note_problem(&mut self, problem: Problem) {
@@ -594,7 +601,7 @@ impl Run<'_> {
         for (id, error) in denied {
             match self.accepted {
                 true => self.settle(id, refused(&error)),
-                false => self.hold_back(id, &format!("not sent: {}", error.message)),
+                false => self.settle(id, not_sent(&error.message)),
             }
         }
         let offline = std::mem::take(&mut self.offline);
@@ -621,13 +628,27 @@ impl Run<'_> {
             };
             self.settle(id, outcome.of_command(&open.command_id));
         }
-        let reason = match &self.results.problem {
-            Some(problem) => format!("not sent: {}", problem.message),
-            None => NO_TIME.to_owned(),
+        let outcome = match &self.results.problem {
+            Some(problem) => not_sent(&problem.message),
+            None => no_time(),
         };
-        self.hold_back_queue(&reason);
+        self.hold_back_queue(&outcome);
         self.results
     }
+}
+
+fn held_back(cause: Cause, detail: impl Into<String>) -> Outcome {
+    Outcome::of(Kind::HeldBack, detail).because(cause)
+}
+
+/// Because a call failed.
+fn not_sent(reason: &str) -> Outcome {
+    held_back(Cause::FailedCall, format!("not sent: {reason}"))
+}
+
+fn no_time() -> Outcome {
+    let detail = "not sent: no time left before the function's end";
+    held_back(Cause::NoTime, detail)
 }
 
 /// An instance that Systems Manager names as the reason of a refusal, or that is left as the only one.
@@ -636,7 +657,11 @@ fn refused(error: &CallError) -> Outcome {
         "Systems Manager refuses it: {}: {}",
         error.code, error.message
     );
-    Outcome::of(Kind::Unreachable, detail)
+    let outcome = Outcome::of(Kind::Unreachable, detail);
+    match error.is_denied() {
+        true => outcome.because(Cause::Denied),
+        false => outcome,
+    }
 }
 
 async fn list_invocations(

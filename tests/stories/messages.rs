@@ -440,7 +440,7 @@ async fn the_mail_about_a_timed_out_instance() {
 
     WARNING timed-out:
       i-00000000000000002 (web-2): the document did not end in time; Systems Manager says "ExecutionTimedOut" [command …]
-      Do: look at the agent on the instance: it may be down.
+      Do: systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand.
 
     Repeat by hand (leaves agents alone that are fresh by now):
       aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
@@ -498,7 +498,7 @@ async fn the_mail_about_instances_that_were_held_back() {
 
     i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
     i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
-    Do: remove the cause, then repeat by hand.
+    Do: mend those that failed, then repeat by hand.
     "#);
 }
 
@@ -558,7 +558,7 @@ async fn the_advice_for_each_failure() {
     Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
     Do: let the SSM Agent run commands as root.
     Do: repair the agent's installation or unit; the running agent was left alone, a new one would not start.
-    Do: when no deployment runs, stop the old agent and start its service once.
+    Do: pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the service once.
     Do: read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach CodeDeploy (credentials, network, region).
     Do: install the agent, or take the instance out of the deployment group.
     Do: check that DOCUMENT_NAME is the restart document of this version, and the command's output.
