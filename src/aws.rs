@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::{Region, SdkConfig};
 use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_ssm::config::timeout::TimeoutConfig;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
-use tokio::time::Instant;
 
+use crate::pace::Pace;
 use crate::text::plain;
 
 /// Connecting to an endpoint may take this long.
@@ -26,8 +26,6 @@ const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// Pages that are read of one answer. The largest answer that AWS can give here (1,000 instances of a
 /// deployment in pages of 10) has 100; more means that the paging does not end.
 const MAX_PAGES: usize = 500;
-/// Systems Manager publishes no rate limits; calls are kept this far apart in each region.
-const SSM_INTERVAL: Duration = Duration::from_millis(200);
 /// Characters of AWS's own error message that are kept.
 const MAX_MESSAGE: usize = 400;
 
@@ -49,11 +47,12 @@ pub struct RegionClients {
     pub codedeploy: aws_sdk_codedeploy::Client,
     /// Auto Scaling.
     pub autoscaling: aws_sdk_autoscaling::Client,
-    /// Systems Manager. Take a [`turn`](Self::ssm_turn) before each call.
+    /// Systems Manager. Take a turn of its [`pace`](Self::ssm_pace) before each call.
     pub ssm: aws_sdk_ssm::Client,
     /// SNS.
     pub sns: aws_sdk_sns::Client,
-    next_ssm_call: Arc<Mutex<Instant>>,
+    /// The pace of Systems Manager's calls.
+    pub ssm_pace: Pace,
 }
 
 impl Clients {
@@ -109,6 +108,7 @@ impl Clients {
                 )
             };
         }
+
         RegionClients {
             region: region.to_owned(),
             codepipeline: client!(aws_sdk_codepipeline),
@@ -116,7 +116,7 @@ impl Clients {
             autoscaling: client!(aws_sdk_autoscaling),
             ssm: client!(aws_sdk_ssm),
             sns: client!(aws_sdk_sns),
-            next_ssm_call: Arc::new(Mutex::new(Instant::now())),
+            ssm_pace: Pace::new(),
         }
     }
 }
@@ -128,22 +128,6 @@ fn without_budget() -> RetryPartition {
     RetryPartition::custom("codedeploy-agent-restarter")
         .token_bucket(TokenBucket::unlimited())
         .build()
-}
-
-impl RegionClients {
-    /// Waits until the next call of Systems Manager may be made in this region.
-    pub async fn ssm_turn(&self) {
-        let turn = {
-            let mut next = self
-                .next_ssm_call
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let turn = (*next).max(Instant::now());
-            *next = turn + SSM_INTERVAL;
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
-    }
 }
 
 /// A call that got no usable answer after all its retries.

@@ -11,7 +11,7 @@ use aws_sdk_codepipeline::types::{
     ActionExecutionDetail, ActionExecutionFilter, ActionExecutionStatus, ActionOwner,
 };
 use futures_util::future::{join_all, try_join_all};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, first_pages, pages};
 use crate::clock::{Clock, Timestamp};
@@ -641,7 +641,8 @@ pub async fn quiet(
         let Some(id) = running else {
             return Ok(None);
         };
-        if !patient || Instant::now() + QUIET_PAUSE > give_up {
+        let now = Instant::now();
+        if !patient || now >= give_up {
             return Ok(Some(id));
         }
         tracing::info!(
@@ -650,7 +651,7 @@ pub async fn quiet(
             group.name.application,
             group.name.deployment_group
         );
-        sleep(QUIET_PAUSE).await;
+        sleep_until((now + QUIET_PAUSE).min(give_up)).await;
     }
 }
 

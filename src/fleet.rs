@@ -46,8 +46,10 @@ pub struct Fleet {
     pub problem: Option<Problem>,
     /// What the decisions rest on besides the candidates.
     pub circumstances: Circumstances,
-    /// When the lifecycle states were read.
+    /// When the lifecycle states were read; just before, no other deployment of the group ran.
     pub read_at: Instant,
+    /// Another deployment of the group runs.
+    pub busy: bool,
 }
 
 impl Fleet {
@@ -71,15 +73,20 @@ impl Fleet {
             .collect()
     }
 
-    /// Another deployment of the group still runs: those that were to be restarted are `busy` instead.
+    /// Another deployment of the group still runs: those that were to be restarted are `busy` instead, and
+    /// those that were offline are not asked for again.
     pub fn mark_busy(&mut self, deployment_id: &str) {
+        self.busy = true;
         for instance in self.instances.values_mut() {
-            if let Decision::Restart(_) = instance.decision {
-                instance.decision = Decision::Leave(
+            let left = match &instance.decision {
+                Decision::Restart(_) => Decision::Leave(
                     Kind::Busy,
                     format!("deployment {deployment_id} of the group is running"),
-                );
-            }
+                ),
+                Decision::AskAgain(reason) => Decision::Leave(Kind::Unreachable, reason.clone()),
+                Decision::Elsewhere(_) | Decision::Leave(..) => continue,
+            };
+            instance.decision = left;
         }
     }
 }
@@ -91,8 +98,11 @@ pub fn send_once(fleets: &mut [Result<Fleet, Unresolved>]) {
     for (index, fleet) in fleets.iter().enumerate() {
         let Ok(fleet) = fleet else { continue };
         for (id, instance) in &fleet.instances {
-            let busy = matches!(instance.decision, Decision::Leave(Kind::Busy, _));
-            if busy || instance.decision.is_open() {
+            let left_alone = matches!(
+                instance.decision,
+                Decision::Leave(Kind::Busy | Kind::Unreachable, _)
+            );
+            if fleet.busy && left_alone || instance.decision.is_open() {
                 let key = (fleet.group.name.region.clone(), id.clone());
                 homes.entry(key).or_default().push(index);
             }
@@ -436,6 +446,7 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
         instances,
         circumstances,
         read_at,
+        busy: false,
         problem: match missing_groups(group, &members.missing) {
             Some(problem) => Some(problem.and(unanswered)),
             None => unanswered,
@@ -710,7 +721,7 @@ async fn describe_nodes_once(
     pages(OPERATION, |token| {
         let (filter, resource) = (filter.clone(), resource.clone());
         async move {
-            client.ssm_turn().await;
+            let _turn = client.ssm_pace.turn().await;
             let page = client
                 .ssm
                 .describe_instance_information()

@@ -14,7 +14,7 @@
 //! | [`outcome`] | What does an invocation's end mean? The thirteen outcomes, and which need attention. |
 //! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
 //! | [`notify`], [`metrics`] | The message to the SNS topic, and the metrics: views of the report. |
-//! | [`settings`], [`clock`], [`aws`] | What operators set, time as a parameter, the clients. |
+//! | [`settings`], [`clock`], [`aws`], [`pace`] | What operators set, time as a parameter, the clients and their rate. |
 //! | [`text`] | Text that others wrote, made fit for ours. |
 //!
 //! An event has Lambda's 15 minutes: at most 90 s to find groups and instances, 120 s until no other
@@ -46,6 +46,7 @@ pub mod fleet;
 pub mod metrics;
 pub mod notify;
 pub mod outcome;
+pub mod pace;
 pub mod report;
 pub mod restart;
 pub mod settings;
@@ -64,6 +65,9 @@ use trigger::{EventError, Home, Order, Trigger};
 
 /// Finding the deployments and then the instances may take this long together, retries included.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
+
+/// That no other deployment of a group ran may be known for this long when its first command is sent.
+const QUIET_AGE: Duration = Duration::from_secs(10);
 
 /// Why an invocation fails.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +160,9 @@ impl Restarter {
             Box::pin(self.find_fleet(group, clock, left, !dry_run))
         });
         let mut fleets = join_all(fleets).await;
+        if !dry_run {
+            self.look_again(&mut fleets, clock).await;
+        }
         fleet::send_once(&mut fleets);
 
         let results = fleets.iter().map(|fleet| -> BoxFuture<'_, _> {
@@ -241,6 +248,22 @@ impl Restarter {
         };
         let found: Result<Fleet, Problem> = find.await;
         found.map_err(|problem| group.unresolved(problem))
+    }
+
+    /// While one group waited, a deployment of another may have begun: asks those again whose answer is old.
+    async fn look_again(&self, fleets: &mut [Result<Fleet, Unresolved>], clock: &Clock) {
+        let looks = fleets.iter_mut().map(async |found| {
+            let Ok(fleet) = found else { return };
+            if fleet.busy || fleet.read_at.elapsed() < QUIET_AGE {
+                return;
+            }
+            match deployments::quiet(&self.clients, &fleet.group, clock, false).await {
+                Ok(None) => {}
+                Ok(Some(id)) => fleet.mark_busy(&id),
+                Err(problem) => *found = Err(fleet.group.clone().unresolved(problem)),
+            }
+        });
+        join_all(looks).await;
     }
 
     async fn restart_fleet(&self, fleet: &Fleet, clock: &Clock) -> Results {

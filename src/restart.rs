@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_sdk_ssm::types::CommandInvocation;
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, pages};
 use crate::clock::Clock;
@@ -277,7 +277,12 @@ impl Run<'_> {
         if chunk.ids.is_empty() {
             return Ok(());
         }
-        match self.send(&chunk.ids).await {
+        let left = self.time_to_send().unwrap_or_default();
+        let sent = match timeout(left, self.client.ssm_pace.turn()).await {
+            Ok(_turn) => self.send(&chunk.ids).await,
+            Err(_) => return self.stop(chunk.ids, no_time()),
+        };
+        match sent {
             Ok(command_id) => {
                 self.accepted = true;
                 self.note_sent(chunk.ids, &command_id);
@@ -286,18 +291,7 @@ impl Run<'_> {
             // One id that the service refuses spoils its whole command. It may have gone since the fleet was
             // read; if not, the chunk is halved until the culprit stands alone.
             Err(error) if error.code == "InvalidInstanceId" => {
-                if !chunk.decided_again {
-                    let before = chunk.ids.len();
-                    let left = self.decide_again(chunk, true).await?;
-                    match left.ids.len() {
-                        0 => {}
-                        now if now < before => chunks.push_front(left),
-                        _ => self.split(left, error, chunks),
-                    }
-                } else {
-                    self.split(chunk, error, chunks);
-                }
-                Ok(())
+                self.look_closer(chunk, error, chunks).await
             }
             // Under a condition on tags, one instance without the tag denies its whole command.
             Err(error) if error.is_denied() => {
@@ -306,8 +300,7 @@ impl Run<'_> {
                     self.note_problem(Problem::of_call("send", &error));
                     return self.stop(chunk.ids, not_sent(&error.message));
                 }
-                self.split(chunk, error, chunks);
-                Ok(())
+                self.look_closer(chunk, error, chunks).await
             }
             Err(error) => {
                 let stop = not_sent(&format!("{}: {}", error.code, error.message));
@@ -332,8 +325,14 @@ impl Run<'_> {
 
     /// Whether it will be too late to send when this much time has passed.
     fn too_late_in(&self, time: Duration) -> bool {
+        self.time_to_send().is_none_or(|left| left < time)
+    }
+
+    /// How long commands may still be sent; none when it is too late.
+    fn time_to_send(&self) -> Option<Duration> {
         let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
-        Instant::now() + time + Duration::from_secs(reserve) > self.clock.until()
+        let soonest_end = Instant::now() + Duration::from_secs(reserve);
+        self.clock.until().checked_duration_since(soonest_end)
     }
 
     fn stop<T>(&mut self, ids: Vec<String>, outcome: Outcome) -> Result<T, Outcome> {
@@ -382,6 +381,27 @@ impl Run<'_> {
             ids,
             decided_again: inventory,
         })
+    }
+
+    /// A chunk that was refused: the first time its instances are read again; if none has left, it is halved.
+    async fn look_closer(
+        &mut self,
+        chunk: Chunk,
+        error: CallError,
+        chunks: &mut VecDeque<Chunk>,
+    ) -> Result<(), Outcome> {
+        if chunk.decided_again {
+            self.split(chunk, error, chunks);
+            return Ok(());
+        }
+        let before = chunk.ids.len();
+        let left = self.decide_again(chunk, true).await?;
+        match left.ids.len() {
+            0 => {}
+            now if now < before => chunks.push_front(left),
+            _ => self.split(left, error, chunks),
+        }
+        Ok(())
     }
 
     /// Halves a chunk that was refused; a single instance is the culprit.
@@ -461,7 +481,6 @@ impl Run<'_> {
             "codedeploy-agent-restarter: {}/{}",
             self.fleet.group.name.application, self.fleet.group.name.deployment_group
         );
-        self.client.ssm_turn().await;
         let mut call = self
             .client
             .ssm
@@ -670,7 +689,7 @@ async fn list_invocations(
 ) -> Result<Vec<CommandInvocation>, CallError> {
     const OPERATION: &str = "ssm:ListCommandInvocations";
     pages(OPERATION, |token| async move {
-        client.ssm_turn().await;
+        let _turn = client.ssm_pace.turn().await;
         let page = client
             .ssm
             .list_command_invocations()

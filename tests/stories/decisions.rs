@@ -3,10 +3,10 @@
 use serde_json::json;
 use sim::{Host, Target};
 
-use crate::support::{REGION, Story, event, id, request};
+use super::support::{REGION, Story, event, id, request};
 
 /// A group that selects by tags, with `n` targets and no Auto Scaling group.
-fn tagged(n: usize) -> Story {
+pub fn tagged(n: usize) -> Story {
     Story::of(n).given(|state| {
         let region = state.region(REGION);
         region.deployment_groups[0].auto_scaling_groups.clear();
@@ -261,58 +261,6 @@ async fn a_group_without_instances_is_fine() {
     assert_eq!(told.counts(), &json!({}));
 }
 
-/// Adds a deployment of the group that ends at `until`, seconds after the start.
-fn other_deployment(story: Story, status: &str, creator: &str, until: Option<f64>) -> Story {
-    story.given(|state| {
-        let mut other = state.deployment("d-EXAMPLEE5").clone();
-        other.id = "d-RUNNING01".to_owned();
-        other.status = status.to_owned();
-        other.creator = creator.to_owned();
-        other.completed_at = until;
-        state.region(REGION).deployments.push(other);
-    })
-}
-
-#[tokio::test(start_paused = true)]
-async fn while_another_deployment_of_the_group_runs_nothing_is_sent() {
-    for status in ["Created", "Queued", "InProgress", "Baking", "Ready"] {
-        let story = other_deployment(Story::of(2), status, "user", None);
-        let told = story.run().await;
-        assert_eq!(told.counts(), &json!({"busy": 2}), "{status}");
-        assert!(story.sent_to().is_empty(), "{status}");
-        let mail = story.body("email");
-        assert!(mail.contains("d-RUNNING01"), "{mail}");
-        let waited = story.world.now() - crate::support::EVENT_TIME;
-        assert!((110.0..140.0).contains(&waited), "{status}: {waited} s");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_deployment_that_ends_in_time_is_waited_for() {
-    let story = other_deployment(Story::of(2), "Succeeded", "user", Some(55.0));
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"restarted": 2}));
-    story.world.with(|state| {
-        assert!(state.host(&id(1)).agent.restarts[0] > 55.0);
-    });
-}
-
-#[tokio::test(start_paused = true)]
-async fn auto_scaling_s_own_deployments_are_not_waited_for() {
-    for creator in ["autoscaling", "autoscalingTermination"] {
-        let story = other_deployment(Story::of(2), "InProgress", creator, None);
-        assert_eq!(story.run().await.counts(), &json!({"restarted": 2}));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dry_run_asks_once_whether_a_deployment_runs() {
-    let story = other_deployment(Story::of(2), "InProgress", "user", None);
-    let told = story.event(&event("dry-run")).await;
-    assert_eq!(told.group()["plan"][0]["decision"], "busy");
-    assert_eq!(story.count("ListDeployments"), 1);
-}
-
 #[tokio::test(start_paused = true)]
 async fn only_by_hand_and_after_a_day_is_a_missing_instance_taken_for_gone() {
     let missing = |completed_at: f64| {
@@ -377,4 +325,49 @@ async fn names_are_systems_manager_s_else_the_computer_s() {
     let told = story.event(&request(json!({}))).await;
     assert_eq!(told.attention(&id(1))["name"], "web-1");
     assert_eq!(told.attention(&id(2))["name"], "computer-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_instance_counts_as_gone_24_hours_after_its_deployment() {
+    for (age, outcome) in [(86_390.0, "unreachable"), (86_410.0, "skipped")] {
+        let story = tagged(1).given(|state| {
+            state.host(&id(1)).managed = false;
+            state.deployment("d-EXAMPLEE5").completed_at = Some(-age);
+        });
+        let told = story.event(&event("by-hand")).await;
+        assert_eq!(told.counts(), &json!({outcome: 1}), "after {age} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_looks_like_an_instance_s_is_on_premises_and_spoils_no_call() {
+    for name in [
+        "i-web",
+        "i-0123456789abcdefg",
+        "i-0123456z",
+        "mi-0123456789abcdef0",
+        "web-1",
+    ] {
+        let story = tagged(1).given(|state| {
+            state.deployment("d-EXAMPLEE5").targets.push(Target {
+                id: name.to_owned(),
+                ..Target::default()
+            });
+        });
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
+        let detail = told.attention(name)["detail"].to_string();
+        assert!(detail.contains("on-premises"), "{name}: {detail}");
+        assert_eq!(told.group()["problem"], json!(null), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_instance_that_systems_manager_does_not_know_is_no_member() {
+    let story = Story::of(1).given(|state| {
+        *state.lifecycle(&id(1)) = "Detached".to_owned();
+        state.host(&id(1)).managed = false;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"skipped": 1}));
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sim::{AgentFault, Answer};
 
-use crate::support::{Story, Told, id};
+use super::support::{Story, Told, id};
 
 /// One instance, of which Systems Manager reports this verbatim.
 async fn answered(status: &str, details: &str, output: Option<&str>, code: i64) -> (Story, Told) {
@@ -35,7 +35,7 @@ async fn each_result_of_the_document_has_its_outcome_and_severity() {
         (Draining, "busy", "warning", 34),
     ] {
         let story = Story::of(2).given(|state| {
-            let agent = &mut state.host(&id(2)).agent;
+            let agent = &mut state.host(&id(1)).agent;
             agent.fault = Some(fault);
             if fault == Draining {
                 // It begins after the quiet looks, while the restart is under way.
@@ -43,7 +43,7 @@ async fn each_result_of_the_document_has_its_outcome_and_severity() {
             }
         });
         let told = story.run().await;
-        let row = told.attention(&id(2));
+        let row = told.attention(&id(1));
         assert_eq!(row["outcome"], outcome, "{fault:?}: {row:#}");
         assert_eq!(row["severity"], severity, "{fault:?}");
         let detail = row["detail"].as_str().expect("text");

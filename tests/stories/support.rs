@@ -20,6 +20,9 @@ pub const PIPELINE: &str = "my-pipeline";
 pub const EXECUTION: &str = "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f";
 pub const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:123456789012:function:restarter";
 
+/// Whether Run Command hands commands out in waves: this file is compiled into two tests, one for each way.
+pub const IN_WAVES: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"ramped");
+
 pub struct Story {
     pub world: World,
     environment: BTreeMap<&'static str, String>,
@@ -44,7 +47,8 @@ impl Story {
         Self::with(State::for_pipeline(PIPELINE, EXECUTION, REGION, instances))
     }
 
-    pub fn with(state: State) -> Self {
+    pub fn with(mut state: State) -> Self {
+        state.ramp = IN_WAVES;
         let environment = BTreeMap::from([
             ("TOPIC_ARN", sim::TOPIC.to_owned()),
             ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
@@ -214,4 +218,92 @@ pub fn request(more: Value) -> Value {
         request.extend(more);
     }
     request
+}
+
+/// The parameters of each restart command that was accepted, in the order of sending.
+pub fn commands(story: &Story) -> Vec<Value> {
+    story
+        .world
+        .calls()
+        .into_iter()
+        .filter(|call| call.operation == "SendCommand" && call.status == 200)
+        .map(|call| call.params)
+        .collect()
+}
+
+/// One command on one instance, in seconds since the start.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub instance: String,
+    pub sent: f64,
+    /// None when it never ended.
+    pub ended: Option<f64>,
+}
+
+impl Story {
+    /// When an operation was called, refused calls included, in seconds since the start.
+    pub fn times_of(&self, operation: &str) -> Vec<f64> {
+        let calls = self.world.calls().into_iter();
+        calls
+            .filter(|call| call.operation == operation)
+            .map(|call| call.at)
+            .collect()
+    }
+
+    /// Seconds since the start.
+    pub fn elapsed(&self) -> f64 {
+        self.world.now() - EVENT_TIME
+    }
+
+    /// Everything that was sent to instances of the region, in the order of sending.
+    pub fn flights_in(&self, region: &str) -> Vec<Flight> {
+        self.world.with(|state| {
+            let commands = state.region(region).commands.iter();
+            commands
+                .flat_map(|command| {
+                    command.invocations.iter().map(|invocation| Flight {
+                        instance: invocation.instance_id.clone(),
+                        sent: command.sent_at,
+                        ended: invocation.ended_at,
+                    })
+                })
+                .collect()
+        })
+    }
+
+    /// Everything that was sent to instances.
+    pub fn flights(&self) -> Vec<Flight> {
+        self.flights_in(REGION)
+    }
+
+    /// When the only message was published, in seconds since the start.
+    pub fn told_at(&self) -> f64 {
+        self.message().at
+    }
+}
+
+/// How many of these were in flight at that moment.
+pub fn in_flight(flights: &[Flight], at: f64) -> usize {
+    let open = |flight: &&Flight| flight.sent <= at && flight.ended.is_none_or(|end| at < end);
+    flights.iter().filter(open).count()
+}
+
+/// The most that were in flight at the same time.
+pub fn most_at_once(flights: &[Flight]) -> usize {
+    let moments = flights.iter().map(|flight| flight.sent);
+    let counts = moments.map(|at| in_flight(flights, at));
+    counts.max().unwrap_or_default()
+}
+
+/// The pauses between moments that follow each other.
+pub fn gaps(times: &[f64]) -> Vec<f64> {
+    times.windows(2).map(|two| two[1] - two[0]).collect()
+}
+
+/// That these moments follow each other after `pause` seconds, and the few tenths that the calls take.
+pub fn assert_every(pause: f64, times: &[f64]) {
+    let gaps = gaps(times);
+    assert!(!gaps.is_empty(), "once only: {times:?}");
+    let fits = |gap: &f64| (pause..pause + 0.5).contains(gap);
+    assert!(gaps.iter().all(fits), "not every {pause} s: {times:?}");
 }

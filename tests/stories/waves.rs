@@ -5,7 +5,7 @@
 use serde_json::json;
 use sim::AgentFault;
 
-use crate::support::{EVENT_TIME, REGION, Story, id};
+use super::support::{EVENT_TIME, REGION, Story, id};
 
 fn in_waves(instances: usize) -> Story {
     Story::of(instances).given(|state| state.ramp = true)

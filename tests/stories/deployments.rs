@@ -1,0 +1,596 @@
+//! Which deployments an event means, and since when an agent counts as fresh.
+
+use serde_json::json;
+use sim::{Action, Deployment, Target};
+
+use super::support::{EVENT_TIME, REGION, Story, assert_every, commands, event, id, request};
+
+/// Changes the only pipeline's actions.
+fn actions(story: Story, change: impl FnOnce(&mut Vec<Action>)) -> Story {
+    story.given(|state| {
+        change(&mut state.region(REGION).pipelines[0].executions[0].actions);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_deploys_to_no_instances_is_ignored() {
+    let to_ecs = actions(Story::of(1), |actions| {
+        actions[0].provider = "CodeDeployToECS".to_owned();
+    });
+    let build_only = actions(Story::of(1), |actions| {
+        actions[0].category = "Build".to_owned();
+        actions[0].provider = "CodeBuild".to_owned();
+    });
+    let lambda = Story::of(1).given(|state| {
+        state.deployment("d-EXAMPLEE5").compute_platform = "Lambda".to_owned();
+    });
+    for story in [to_ecs, build_only, lambda] {
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "ignored", "{:#}", told.answer);
+        assert_eq!(told.answer["trigger"]["kind"], "pipeline");
+        assert_eq!(told.answer["groups"], json!([]));
+        assert!(story.silent());
+        assert!(story.sent_to().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_of_another_owner_is_not_codedeploy() {
+    let story = actions(Story::of(1), |actions| {
+        actions[0].owner = "Custom".to_owned()
+    });
+    assert_eq!(story.run().await.answer["result"], "ignored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_retried_stage_the_newest_row_counts() {
+    let story = actions(Story::of(1), |actions| {
+        let mut failed = actions[0].clone();
+        failed.status = "Failed".to_owned();
+        failed.deployment_id = Some("d-FAILED001".to_owned());
+        failed.updated_at = -500.0;
+        actions.insert(0, failed.clone());
+        actions.push(failed);
+    });
+    let told = story.run().await;
+    assert_eq!(told.group()["deploymentIds"], json!(["d-EXAMPLEE5"]));
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_actions_that_lags_behind_is_asked_again() {
+    let story = actions(Story::of(1), |actions| actions[0].visible_at = Some(12.0));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert!(story.count("ListActionExecutions") > 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_is_listed_as_running_is_asked_for_again() {
+    let story = actions(Story::of(1), |actions| actions[0].updated_at = 14.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(story.count("ListActionExecutions"), 4, "every five seconds");
+
+    let story = actions(Story::of(1), |actions| actions[0].updated_at = 1_000.0);
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "ActionsNotListed");
+    assert_eq!(story.count("ListActionExecutions"), 7, "for thirty seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_actions_that_never_comes_is_a_problem() {
+    let story = actions(Story::of(1), Vec::clear);
+    let told = story.run().await;
+    assert_eq!(told.answer["result"], "attention");
+    assert_eq!(told.answer["problem"]["code"], "ActionsNotListed");
+    assert_eq!(told.answer["problem"]["step"], "deployments");
+    assert_eq!(told.answer["notified"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_without_a_deployment_id_is_a_problem_and_the_others_go_on() {
+    let story = actions(Story::of(1), |actions| {
+        let mut nameless = actions[0].clone();
+        nameless.action = "Nameless".to_owned();
+        nameless.deployment_id = None;
+        actions.push(nameless);
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "IncompleteAction");
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(told.answer["result"], "attention");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_without_its_configuration_is_a_problem() {
+    let story = actions(Story::of(1), |actions| actions[0].application = None);
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "IncompleteAction");
+    assert!(
+        told.answer["problem"]["message"]
+            .to_string()
+            .contains("ApplicationName")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_in_another_account_is_a_problem_and_ours_go_on() {
+    let story = actions(Story::of(1), |actions| {
+        let mut foreign = actions[0].clone();
+        foreign.action = "DeployElsewhere".to_owned();
+        foreign.role_arn = Some("arn:aws:iam::999999999999:role/deployer".to_owned());
+        actions.push(foreign);
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "OtherAccount");
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_actions_on_one_group_are_one_group_with_both_deployments_targets() {
+    let story = Story::of(2).given(|state| {
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        second.targets = vec![Target {
+            id: id(2),
+            ..Target::default()
+        }];
+        state.deployment("d-EXAMPLEE5").targets.truncate(1);
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        // Without members the targets alone make the fleet.
+        region.deployment_groups[0].auto_scaling_groups.clear();
+        region.deployment_groups[0].tag_filters = vec![sim::TagFilter {
+            key: "app".to_owned(),
+            value: "shop".to_owned(),
+        }];
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployAgain".to_owned(),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(
+        told.group()["deploymentIds"],
+        json!(["d-EXAMPLEE5", "d-SECOND001"])
+    );
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deployments_that_auto_scaling_made_are_ignored() {
+    for creator in ["autoscaling", "autoscalingTermination"] {
+        let story = Story::of(1)
+            .given(|state| state.deployment("d-EXAMPLEE5").creator = creator.to_owned());
+        let told = story.event(&event("codedeploy-success")).await;
+        assert_eq!(told.answer["result"], "ignored", "{creator}");
+        assert!(story.sent_to().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_for_missed_instances_restarts_just_those() {
+    let story = Story::of(3).given(|state| {
+        let deployment = state.deployment("d-EXAMPLEE5");
+        deployment.creator = "CodeDeployAutoUpdate".to_owned();
+        deployment.targets.truncate(1);
+    });
+    let told = story.event(&event("codedeploy-success")).await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(story.sent_to(), [id(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_s_deployment_beside_an_automatic_one_still_means_all_members() {
+    let story = Story::of(3).given(|state| {
+        let mut automatic = state.deployment("d-EXAMPLEE5").clone();
+        automatic.id = "d-AUTO00001".to_owned();
+        automatic.creator = "CodeDeployAutoUpdate".to_owned();
+        state.deployment("d-EXAMPLEE5").targets.clear();
+        let region = state.region(REGION);
+        region.deployments.push(automatic);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "Automatic".to_owned(),
+            deployment_id: Some("d-AUTO00001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    assert_eq!(story.run().await.counts(), &json!({"restarted": 3}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_a_deployment_means_the_last_one_that_people_made() {
+    let story = Story::of(2).given(|state| {
+        let group = |id: &str, creator: &str, completed_at: f64| Deployment {
+            id: id.to_owned(),
+            application: sim::APPLICATION.to_owned(),
+            deployment_group: sim::DEPLOYMENT_GROUP.to_owned(),
+            creator: creator.to_owned(),
+            completed_at: Some(completed_at),
+            ..Deployment::default()
+        };
+        state.region(REGION).deployments.extend([
+            group("d-OLD000001", "user", -5_000.0),
+            group("d-LAUNCH001", "autoscaling", -1.0),
+            group("d-LEAVE0001", "autoscalingTermination", -1.0),
+            group("d-MISSED001", "CodeDeployAutoUpdate", -1.0),
+        ]);
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.group()["deploymentIds"], json!(["d-EXAMPLEE5"]));
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_deployments_the_first_hundred_are_looked_at() {
+    let story = Story::of(1).given(|state| {
+        state.page_sizes.deployments = 5;
+        for n in 0..600 {
+            state.region(REGION).deployments.push(Deployment {
+                id: format!("d-PAST{n:05}"),
+                application: sim::APPLICATION.to_owned(),
+                deployment_group: sim::DEPLOYMENT_GROUP.to_owned(),
+                completed_at: Some(-10_000.0 - f64::from(n)),
+                ..Deployment::default()
+            });
+        }
+    });
+    story.event(&request(json!({}))).await;
+    assert_eq!(story.count("BatchGetDeployments"), 4);
+    // Twenty pages of five, and one look for running deployments.
+    assert_eq!(story.count("ListDeployments"), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_a_group_without_a_deployment_is_told_so() {
+    let story = Story::of(2).given(|state| state.region(REGION).deployments.clear());
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.answer["result"], "attention");
+    assert_eq!(told.group()["problem"]["code"], "NoDeployment");
+    assert!(story.body("email").contains("give a deploymentId"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_the_deployment_of_another_group_is_refused() {
+    let story = Story::of(2).given(|state| {
+        state.deployment("d-EXAMPLEE5").deployment_group = "another".to_owned();
+    });
+    let told = story.event(&event("by-hand")).await;
+    assert_eq!(told.group()["problem"]["code"], "ForeignDeployment");
+    assert!(story.sent_to().is_empty());
+}
+
+/// The `triggeredAt` that the only command carries.
+fn triggered_at(story: &Story) -> String {
+    let calls = story.world.calls();
+    let sent: Vec<_> = calls
+        .iter()
+        .filter(|call| call.operation == "SendCommand")
+        .collect();
+    assert_eq!(sent.len(), 1);
+    sent[0].params["Parameters"]["triggeredAt"][0]
+        .as_str()
+        .expect("text")
+        .to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn fresh_means_since_the_newest_deployment_or_the_request() {
+    let of_event = Story::of(1).given(|state| {
+        let mut older = state.deployment("d-EXAMPLEE5").clone();
+        older.id = "d-OLDER0001".to_owned();
+        older.completed_at = Some(-400.0);
+        let region = state.region(REGION);
+        region.deployments.push(older);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployFirst".to_owned(),
+            deployment_id: Some("d-OLDER0001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    of_event.run().await;
+    assert_eq!(
+        triggered_at(&of_event),
+        "1771319640",
+        "five seconds before the event"
+    );
+
+    let with_time = Story::of(1);
+    let order = request(json!({"deploymentId": "d-EXAMPLEE5", "time": "2026-02-17T09:00:00.2Z"}));
+    with_time.event(&order).await;
+    assert_eq!(
+        triggered_at(&with_time),
+        "1771318801",
+        "the request's time, rounded up"
+    );
+
+    let without_time = Story::of(1);
+    without_time.event(&event("by-hand")).await;
+    assert_eq!(
+        triggered_at(&without_time),
+        "1771319645",
+        "the moment of receipt"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_completion_time_is_rounded_up() {
+    let story =
+        Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").completed_at = Some(-4.75));
+    story.run().await;
+    let triggered_at = &commands(&story)[0]["Parameters"]["triggeredAt"];
+    assert_eq!(triggered_at, &json!([format!("{}", EVENT_TIME - 4.0)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_actions_that_lags_behind_is_asked_every_5_seconds_for_30() {
+    // It shows nothing at all, or a CodeDeploy action that still runs.
+    let never = |actions: &mut Vec<Action>| actions[0].visible_at = Some(1_000.0);
+    let runs_on = |actions: &mut Vec<Action>| actions[0].updated_at = 1_000.0;
+    for change in [never, runs_on] {
+        let story = actions(Story::of(1), change);
+        let told = story.run().await;
+        assert_eq!(told.answer["problem"]["code"], "ActionsNotListed");
+        assert_eq!(told.answer["groups"], json!([]));
+        let times = story.times_of("ListActionExecutions");
+        assert!(times[0] < 1.0, "{times:?}");
+        assert_every(5.0, &times);
+        let last = times[times.len() - 1];
+        assert!((29.0..32.0).contains(&last), "{times:?}");
+        assert!(story.told_at() < last + 1.0, "told at once");
+    }
+    // What comes at the last moment is still in time.
+    for change in [
+        |actions: &mut Vec<Action>| actions[0].visible_at = Some(29.0),
+        |actions: &mut Vec<Action>| actions[0].updated_at = 29.0,
+    ] {
+        let story = actions(Story::of(1), change);
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": 1}));
+        let sent = story.times_of("SendCommand")[0];
+        assert!((29.0..33.0).contains(&sent), "sent after {sent} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_without_a_deployment_to_instances_is_ignored_without_waiting() {
+    for (owner, category, provider, status, updated_at) in [
+        ("AWS", "Deploy", "CodeDeployToECS", "Succeeded", -5.0),
+        ("AWS", "Approval", "CodeDeploy", "Succeeded", -5.0),
+        ("ThirdParty", "Deploy", "CodeDeploy", "Succeeded", -5.0),
+        ("AWS", "Deploy", "CodeDeploy", "Failed", -5.0),
+        ("AWS", "Deploy", "CodeDeploy", "Abandoned", -5.0),
+        // Still running, but none of ours.
+        ("AWS", "Build", "CodeBuild", "Succeeded", 1_000.0),
+    ] {
+        let name = format!("{owner} {category} {provider} {status}");
+        let story = actions(Story::of(1), |actions| {
+            actions[0] = Action {
+                owner: owner.to_owned(),
+                category: category.to_owned(),
+                provider: provider.to_owned(),
+                status: status.to_owned(),
+                updated_at,
+                ..actions[0].clone()
+            };
+        });
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "ignored", "{name}");
+        assert!(told.answer["reason"].is_string(), "{name}");
+        assert_eq!(story.count("ListActionExecutions"), 1, "{name}");
+        assert!(story.elapsed() < 1.0, "{name}: {} s", story.elapsed());
+        assert!(story.silent(), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_failed_when_it_was_retried_is_not_meant() {
+    let story = actions(Story::of(1), |actions| {
+        actions.push(Action {
+            status: "Failed".to_owned(),
+            updated_at: -1.0,
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["result"], "ignored", "{:#}", told.answer);
+    assert!(story.sent_to().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn actions_of_one_name_in_two_stages_are_two_actions() {
+    let story = Story::of(2).given(|state| {
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            stage: "Production".to_owned(),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            updated_at: -1.0,
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(
+        told.group()["deploymentIds"],
+        json!(["d-EXAMPLEE5", "d-SECOND001"])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_under_a_role_of_our_own_account_is_ours() {
+    let story = actions(Story::of(1), |actions| {
+        actions[0].role_arn = Some(format!(
+            "arn:aws:iam::{}:role/deployer",
+            super::support::ACCOUNT
+        ));
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert_eq!(told.answer["result"], "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_to_no_instances_leaves_no_group_beside_the_others() {
+    for platform in ["Lambda", "ECS"] {
+        let story = Story::of(2).given(|state| {
+            let region = state.region(REGION);
+            region.deployments.push(Deployment {
+                id: "d-NOSERVER1".to_owned(),
+                application: "functions".to_owned(),
+                deployment_group: "all".to_owned(),
+                compute_platform: platform.to_owned(),
+                completed_at: Some(-1.0),
+                ..Deployment::default()
+            });
+            let actions = &mut region.pipelines[0].executions[0].actions;
+            actions.push(Action {
+                action: "Functions".to_owned(),
+                application: Some("functions".to_owned()),
+                deployment_group: Some("all".to_owned()),
+                deployment_id: Some("d-NOSERVER1".to_owned()),
+                ..actions[0].clone()
+            });
+        });
+        let told = story.run().await;
+        assert_eq!(told.group()["application"], "my-application", "{platform}");
+        assert_eq!(told.counts(), &json!({"restarted": 2}), "{platform}");
+        assert_eq!(told.answer["result"], "ok", "{platform}");
+        assert!(story.silent(), "{platform}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_by_auto_scaling_beside_one_by_people_adds_no_targets() {
+    let story = super::decisions::tagged(2).given(|state| {
+        let mut launch = state.deployment("d-EXAMPLEE5").clone();
+        launch.id = "d-LAUNCH001".to_owned();
+        launch.creator = "autoscaling".to_owned();
+        launch.targets.remove(0);
+        launch.completed_at = Some(-1.0);
+        state.deployment("d-EXAMPLEE5").targets.truncate(1);
+        let region = state.region(REGION);
+        region.deployments.push(launch);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "Launch".to_owned(),
+            deployment_id: Some("d-LAUNCH001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.group()["deploymentIds"], json!(["d-EXAMPLEE5"]));
+    assert_eq!(story.sent_to(), [id(1)]);
+    // Its end says nothing about when an agent of the others is fresh.
+    assert_eq!(triggered_at(&story), "1771319640");
+}
+
+#[tokio::test(start_paused = true)]
+async fn automatic_deployments_are_not_the_last_one_that_people_made() {
+    let story = Story::of(2).given(|state| {
+        let group = state.deployment("d-EXAMPLEE5").clone();
+        state.region(REGION).deployments = [
+            "autoscaling",
+            "autoscalingTermination",
+            "CodeDeployAutoUpdate",
+        ]
+        .into_iter()
+        .enumerate()
+        .map(|(n, creator)| Deployment {
+            id: format!("d-AUTO0000{n}"),
+            creator: creator.to_owned(),
+            ..group.clone()
+        })
+        .collect();
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.answer["result"], "attention");
+    assert_eq!(told.group()["problem"]["code"], "NoDeployment");
+    assert!(story.sent_to().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_failed_is_not_the_last_one() {
+    let story = Story::of(1).given(|state| {
+        for (status, id) in [("Failed", "d-FAILED001"), ("Stopped", "d-STOPPED01")] {
+            let mut later = state.deployment("d-EXAMPLEE5").clone();
+            later.id = id.to_owned();
+            later.status = status.to_owned();
+            later.completed_at = Some(-1.0);
+            state.region(REGION).deployments.push(later);
+        }
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.group()["deploymentIds"], json!(["d-EXAMPLEE5"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_deployments_are_looked_at_however_the_pages_fall() {
+    let story = Story::of(1).given(|state| {
+        // Three pages hold 120.
+        state.page_sizes.deployments = 40;
+        for n in 0..200 {
+            let mut past = state.deployment("d-EXAMPLEE5").clone();
+            past.id = format!("d-PAST{n:05}");
+            past.completed_at = Some(-10_000.0 - f64::from(n));
+            state.region(REGION).deployments.push(past);
+        }
+    });
+    story.event(&request(json!({}))).await;
+    let calls = story.world.calls();
+    let asked: Vec<usize> = calls
+        .iter()
+        .filter(|call| call.operation == "BatchGetDeployments")
+        .map(|call| call.params["deploymentIds"].as_array().expect("ids").len())
+        .collect();
+    assert_eq!(asked, [25, 25, 25, 25]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_the_deployment_of_another_application_is_refused() {
+    let story = Story::of(2)
+        .given(|state| state.deployment("d-EXAMPLEE5").application = "another".to_owned());
+    let told = story.event(&event("by-hand")).await;
+    assert_eq!(told.group()["problem"]["code"], "ForeignDeployment");
+    assert!(story.sent_to().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_completion_time_fresh_means_since_the_event() {
+    let story = Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").completed_at = None);
+    let event = event("codedeploy-success");
+    assert_eq!(event["time"], "2026-02-17T09:14:02Z");
+    story.event(&event).await;
+    assert_eq!(triggered_at(&story), "1771319642");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_made_the_last_deployment_it_is_meant_unless_it_is_automatic() {
+    for creator in [
+        "codeDeployRollback",
+        "CodeDeploy",
+        "CloudFormation",
+        "SomebodyNew",
+    ] {
+        let story = Story::of(1).given(|state| {
+            let mut last = state.deployment("d-EXAMPLEE5").clone();
+            last.id = "d-LAST00001".to_owned();
+            last.creator = creator.to_owned();
+            last.completed_at = Some(-1.0);
+            state.region(REGION).deployments.push(last);
+        });
+        let told = story.event(&request(json!({}))).await;
+        assert_eq!(
+            told.group()["deploymentIds"],
+            json!(["d-LAST00001"]),
+            "{creator}"
+        );
+    }
+}

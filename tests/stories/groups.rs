@@ -1,0 +1,396 @@
+//! An event of several deployment groups.
+
+use std::ops::RangeInclusive;
+
+use serde_json::json;
+use sim::{Action, AgentFault, Deployment, DeploymentGroup, Fault, Host, Target};
+
+use super::support::{REGION, Story, commands, id, most_at_once};
+
+/// A second group of the same event, `shop/back`, which deployed to instances of its own in that region.
+pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive<usize>) -> Story {
+    story.given(|state| {
+        let there = state.region(region);
+        there.deployment_groups.push(DeploymentGroup {
+            application: "shop".to_owned(),
+            name: "back".to_owned(),
+            tag_filters: vec![sim::TagFilter {
+                key: "app".to_owned(),
+                value: "shop".to_owned(),
+            }],
+            ..DeploymentGroup::default()
+        });
+        there.deployments.push(Deployment {
+            id: "d-BACK00001".to_owned(),
+            application: "shop".to_owned(),
+            deployment_group: "back".to_owned(),
+            completed_at: Some(-4.0),
+            targets: instances
+                .clone()
+                .map(|n| Target {
+                    id: id(n),
+                    ..Target::default()
+                })
+                .collect(),
+            ..Deployment::default()
+        });
+        there.hosts.extend(instances.map(|n| Host {
+            id: id(n),
+            ..Host::default()
+        }));
+        if there.documents.is_empty() {
+            there.documents.push(sim::Document {
+                name: sim::DOCUMENT.to_owned(),
+                ..sim::Document::default()
+            });
+        }
+        let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployBack".to_owned(),
+            region: Some(region.to_owned()),
+            application: Some("shop".to_owned()),
+            deployment_group: Some("back".to_owned()),
+            deployment_id: Some("d-BACK00001".to_owned()),
+            ..actions[0].clone()
+        });
+    })
+}
+
+/// A second group of the same event, with a deployment of its own to instances 2 and 3.
+fn with_second_group(story: Story, completed_at: f64) -> Story {
+    story.given(|state| {
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        second.deployment_group = "second".to_owned();
+        second.completed_at = Some(completed_at);
+        second.targets.remove(0);
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        region.deployment_groups.push(sim::DeploymentGroup {
+            application: sim::APPLICATION.to_owned(),
+            name: "second".to_owned(),
+            tag_filters: vec![sim::TagFilter {
+                key: "app".to_owned(),
+                value: "shop".to_owned(),
+            }],
+            ..sim::DeploymentGroup::default()
+        });
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(sim::Action {
+            action: "DeploySecond".to_owned(),
+            deployment_group: Some("second".to_owned()),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            ..actions[0].clone()
+        });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_in_two_groups_is_sent_to_once_and_counted_in_both() {
+    for (completed_at, by_second) in [(-1.0, true), (-60.0, false)] {
+        let story = with_second_group(Story::of(3), completed_at).given(|state| {
+            state.host(&id(3)).agent.fault = Some(AgentFault::AgentDown);
+        });
+        let told = story.run().await;
+        let groups = &told.answer["groups"];
+        assert_eq!(groups[0]["counts"], json!({"failed": 1, "restarted": 2}));
+        assert_eq!(groups[1]["counts"], json!({"failed": 1, "restarted": 1}));
+        assert_eq!(groups[0]["attention"], groups[1]["attention"]);
+        let mut sizes: Vec<usize> = commands(&story)
+            .iter()
+            .map(|params| params["InstanceIds"].as_array().expect("ids").len())
+            .collect();
+        sizes.sort_unstable();
+        // The group whose deployment ended last restarts the shared ones.
+        assert_eq!(sizes, if by_second { vec![1, 2] } else { vec![3] });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_is_left_alone_while_a_deployment_of_any_of_its_groups_runs() {
+    let story = with_second_group(Story::of(3), -1.0).given(|state| {
+        let mut other = state.deployment("d-SECOND001").clone();
+        other.id = "d-RUNNING01".to_owned();
+        other.status = "InProgress".to_owned();
+        other.completed_at = None;
+        state.region(REGION).deployments.push(other);
+    });
+    let told = story.run().await;
+    assert_eq!(
+        told.answer["groups"][0]["counts"],
+        json!({"busy": 2, "restarted": 1})
+    );
+    assert_eq!(told.answer["groups"][1]["counts"], json!({"busy": 2}));
+    assert_eq!(story.sent_to(), [id(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_down_leaves_the_other_groups_alone() {
+    let story = Story::of(2).given(|state| {
+        let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
+        for n in 0..8 {
+            actions.push(sim::Action {
+                action: format!("Deploy{n}"),
+                region: Some("eu-west-1".to_owned()),
+                deployment_group: Some(format!("group-{n}")),
+                deployment_id: Some(format!("d-FAR00000{n}")),
+                ..actions[0].clone()
+            });
+        }
+        state.faults.push(Fault {
+            operation: "GetDeployment".to_owned(),
+            region: Some("eu-west-1".to_owned()),
+            code: Some("InternalFailure".to_owned()),
+            status: Some(500),
+            times: 1_000,
+            ..Fault::default()
+        });
+        // The report needs one retry too.
+        state.faults.push(Fault {
+            operation: "Publish".to_owned(),
+            code: Some("InternalFailure".to_owned()),
+            status: Some(500),
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    let groups = told.answer["groups"].as_array().expect("a list");
+    assert_eq!(groups.len(), 9);
+    assert_eq!(groups[8]["counts"], json!({"restarted": 2}));
+    assert!(
+        groups[..8]
+            .iter()
+            .all(|group| group["problem"]["code"] == "InternalFailure")
+    );
+    assert_eq!(told.answer["notified"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_actions_on_two_groups_in_two_regions_are_two_groups() {
+    let story = Story::of(2).given(|state| {
+        let away = id(900);
+        let region = state.region("eu-west-1");
+        region.deployment_groups.push(DeploymentGroup {
+            application: "shop".to_owned(),
+            name: "back".to_owned(),
+            ..DeploymentGroup::default()
+        });
+        region.deployment_groups[0].tag_filters = vec![sim::TagFilter {
+            key: "app".to_owned(),
+            value: "shop".to_owned(),
+        }];
+        region.deployments.push(Deployment {
+            id: "d-BACK00001".to_owned(),
+            application: "shop".to_owned(),
+            deployment_group: "back".to_owned(),
+            completed_at: Some(-4.0),
+            targets: vec![Target {
+                id: away.clone(),
+                ..Target::default()
+            }],
+            ..Deployment::default()
+        });
+        region.hosts.push(Host {
+            id: away,
+            ..Host::default()
+        });
+        region.documents.push(sim::Document {
+            name: sim::DOCUMENT.to_owned(),
+            ..sim::Document::default()
+        });
+        let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployBack".to_owned(),
+            region: Some("eu-west-1".to_owned()),
+            application: Some("shop".to_owned()),
+            deployment_group: Some("back".to_owned()),
+            deployment_id: Some("d-BACK00001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    let groups = told.answer["groups"].as_array().expect("a list");
+    let seen: Vec<_> = groups
+        .iter()
+        .map(|group| (&group["region"], &group["application"], &group["counts"]))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (
+                &json!("eu-west-1"),
+                &json!("shop"),
+                &json!({"restarted": 1})
+            ),
+            (
+                &json!("us-east-1"),
+                &json!("my-application"),
+                &json!({"restarted": 2})
+            ),
+        ]
+    );
+    assert_eq!(told.metrics.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_are_restarted_at_the_same_time_each_with_a_window_of_its_own() {
+    for region in [REGION, "eu-west-1"] {
+        let story =
+            with_separate_group(Story::of(3), region, 11..=13).setting("MAX_CONCURRENCY", "1");
+        let told = story.run().await;
+        for group in told.answer["groups"].as_array().expect("a list") {
+            assert_eq!(group["counts"], json!({"restarted": 3}), "{region}");
+        }
+        let mut flights = story.flights();
+        if region != REGION {
+            flights.extend(story.flights_in(region));
+        }
+        let (back, front): (Vec<_>, Vec<_>) = flights
+            .into_iter()
+            .partition(|flight| flight.instance >= id(11));
+        for group in [&front, &back] {
+            assert_eq!(group.len(), 3);
+            assert_eq!(most_at_once(group), 1);
+        }
+        // Round by round they go side by side.
+        for (one, other) in front.iter().zip(&back) {
+            let apart = (one.sent - other.sent).abs();
+            assert!(apart < 2.0, "{region}: {apart} s apart");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_s_failures_hold_no_other_group_back() {
+    let story = with_separate_group(Story::of(4), REGION, 11..=14)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("MAX_ERRORS", "0")
+        .given(|state| {
+            state.host(&id(1)).agent.fault = Some(AgentFault::ServiceManagerFailed);
+        });
+    let told = story.run().await;
+    let groups = &told.answer["groups"];
+    assert_eq!(groups[0]["counts"], json!({"failed": 1, "held-back": 3}));
+    assert_eq!(groups[1]["counts"], json!({"restarted": 4}));
+    // One message tells of both.
+    let mail = story.body("email");
+    assert!(mail.contains("shop/back"), "{mail}");
+    assert!(mail.contains(&id(1)), "{mail}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_without_the_document_leaves_the_other_groups_alone() {
+    let story = with_separate_group(Story::of(2), "eu-west-1", 11..=12)
+        .given(|state| state.region("eu-west-1").documents.clear());
+    let told = story.run().await;
+    let groups = &told.answer["groups"];
+    assert_eq!(groups[0]["region"], "eu-west-1");
+    assert_eq!(groups[0]["counts"], json!({"held-back": 2}));
+    assert_eq!(groups[0]["problem"]["code"], "InvalidDocument");
+    let remedy = groups[0]["problem"]["remedy"].to_string();
+    assert!(remedy.contains(sim::DOCUMENT), "{remedy}");
+    assert_eq!(groups[1]["counts"], json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_instance_counts_in_the_fleet_of_the_group_that_sends_to_it() {
+    // Four in the first group; three of them are shared, and the second group's deployment ended later.
+    let story = with_second_group(Story::of(4), -1.0).setting("MAX_CONCURRENCY", "50%");
+    let told = story.run().await;
+    assert_eq!(told.answer["groups"][0]["counts"], json!({"restarted": 4}));
+    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 3}));
+    let flights = story.flights();
+    assert_eq!(flights.len(), 4, "each once");
+    let of_first: Vec<_> = flights.iter().filter(|f| f.instance == id(1)).collect();
+    let of_second: Vec<_> = flights
+        .iter()
+        .filter(|f| f.instance != id(1))
+        .cloned()
+        .collect();
+    assert_eq!(of_first.len(), 1);
+    // Half of three is two, half of one is one.
+    assert_eq!(most_at_once(&of_second), 2);
+    assert!(of_first[0].sent < 2.0);
+
+    // The other way round: the first group sends to all four, two at a time.
+    let story = with_second_group(Story::of(4), -60.0).setting("MAX_CONCURRENCY", "50%");
+    story.run().await;
+    assert_eq!(most_at_once(&story.flights()), 2);
+
+    // Two of four are shared: each group has two, and sends to one at a time.
+    let story = with_second_group(Story::of(4), -1.0)
+        .setting("MAX_CONCURRENCY", "50%")
+        .given(|state| {
+            state.deployment("d-SECOND001").targets.remove(0);
+        });
+    story.run().await;
+    let flights = story.flights();
+    let (shared, own): (Vec<_>, Vec<_>) = flights
+        .into_iter()
+        .partition(|flight| flight.instance >= id(3));
+    assert_eq!((own.len(), shared.len()), (2, 2));
+    assert_eq!(most_at_once(&own), 1);
+    assert_eq!(most_at_once(&shared), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_groups_with_one_moment_the_first_sends_to_the_shared_instances() {
+    let story = with_second_group(Story::of(3), -5.0).setting("MAX_CONCURRENCY", "100%");
+    let told = story.run().await;
+    assert_eq!(told.answer["groups"][0]["counts"], json!({"restarted": 3}));
+    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 2}));
+    let comments: Vec<_> = commands(&story)
+        .iter()
+        .map(|params| params["Comment"].to_string())
+        .collect();
+    assert_eq!(comments.len(), 1, "{comments:?}");
+    assert!(comments[0].contains(sim::DEPLOYMENT_GROUP), "{comments:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_outcome_of_a_shared_instance_stands_in_both_groups_whatever_it_is() {
+    for (change, outcome) in [
+        (
+            (|host| host.ping = "ConnectionLost".to_owned()) as fn(&mut Host),
+            "unreachable",
+        ),
+        (|host| host.offline = true, "undelivered"),
+        (|host| host.agent.busy = vec![[0.0, 5_000.0]], "busy"),
+        (|host| host.agent.running = false, "started"),
+        (|host| host.agent.started_at = 0.0, "already-restarted"),
+    ] {
+        let story = with_second_group(Story::of(3), -3.0)
+            .setting("MAX_CONCURRENCY", "1")
+            .given(|state| change(state.host(&id(3))));
+        let told = story.run().await;
+        for (group, restarted) in [(0, 2), (1, 1)] {
+            assert_eq!(
+                told.answer["groups"][group]["counts"],
+                json!({outcome: 1, "restarted": restarted}),
+                "group {group}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_begins_while_a_sister_group_waits_is_not_met_by_a_restart() {
+    let story = with_separate_group(Story::of(2), REGION, 11..=12).given(|state| {
+        let mut sister_s = state.deployment("d-BACK00001").clone();
+        sister_s.id = "d-RUNNING01".to_owned();
+        sister_s.completed_at = Some(95.0);
+        let mut ours = state.deployment("d-EXAMPLEE5").clone();
+        ours.id = "d-RUNNING02".to_owned();
+        ours.created_at = 30.0;
+        ours.completed_at = Some(2_000.0);
+        state.region(REGION).deployments.extend([sister_s, ours]);
+    });
+    story.run().await;
+    for flight in story.flights().iter().filter(|f| f.instance < id(11)) {
+        assert!(
+            flight.sent < 30.0,
+            "sent after {} s, while another deployment of the group runs",
+            flight.sent
+        );
+    }
+}

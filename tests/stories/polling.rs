@@ -1,0 +1,274 @@
+//! How commands are watched: how often, how fast, and who is not waited for.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sim::Fault;
+use tokio::time::sleep;
+
+use super::groups::with_separate_group;
+use super::support::{EVENT_TIME, IN_WAVES, REGION, Story, assert_every, gaps, id};
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_never_picks_the_command_up_is_undelivered_and_the_rest_finishes() {
+    let story = Story::of(3)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| state.host(&id(1)).offline = true);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2, "undelivered": 1}));
+    assert!(told.attention(&id(1))["commandId"].is_string());
+    let elapsed = story.world.now() - EVENT_TIME;
+    assert!(
+        elapsed < 400.0,
+        "it took {elapsed} s: nobody waits for the timeout of a lost command"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_starter_is_taken_back_in() {
+    // The list shows the first invocation so late that its slot is given to the second instance; then it
+    // is seen to run, and the end waits for it.
+    let story = Story::of(2).setting("MAX_CONCURRENCY", "1").given(|state| {
+        state.invocation_lag = 170.0;
+        state.host(&id(1)).delivery_seconds = 110.0;
+        state.host(&id(1)).agent.busy = vec![[0.0, 215.0]];
+    });
+    let later = async {
+        sleep(Duration::from_secs(140)).await;
+        story.world.with(|state| state.invocation_lag = 2.0);
+    };
+    let (told, ()) = tokio::join!(story.run(), later);
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    story.world.with(|state| {
+        let (first, second) = (state.host(&id(1)).clone(), state.host(&id(2)).clone());
+        assert!(first.agent.restarts[0] > second.agent.restarts[0]);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_command_s_missing_answer_does_not_hide_the_other_s() {
+    // Two commands are looked at in turn. Wherever the answers stop, in one of these runs it is between
+    // the look that shows the ends of one command's instances and the look at the other's.
+    let mut seen = Vec::new();
+    for answered in 10..30 {
+        let story = Story::of(60).given(|state| {
+            state.faults.push(Fault {
+                operation: "ListCommandInvocations".to_owned(),
+                code: Some("AccessDeniedException".to_owned()),
+                after: answered,
+                times: 1_000,
+                ..Fault::default()
+            });
+        });
+        seen.push(story.run().await.counts().clone());
+    }
+    // In waves the first of each command ends before the others begin.
+    let either = match IN_WAVES {
+        true => [(1, 59), (1, 59)],
+        false => [(50, 10), (10, 50)],
+    };
+    let either = either.map(|(a, b)| json!({"restarted": a, "unfinished": b}));
+    assert!(either.iter().any(|one| seen.contains(one)), "{seen:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_runs_is_not_called_undelivered_for_want_of_an_answer() {
+    let story = Story::of(1).given(|state| {
+        state.host(&id(1)).agent.busy = vec![[0.0, 118.0]];
+        state.host(&id(1)).agent.restart_seconds = 140.0;
+        state.faults.push(Fault {
+            operation: "ListCommandInvocations".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            // Thirty-five looks, five seconds apart: the command was sent 180 seconds ago.
+            after: 35,
+            times: 1_000,
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"unfinished": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_systems_manager_are_paced() {
+    let story = Story::of(400);
+    story.run().await;
+    let at: Vec<f64> = story
+        .world
+        .calls()
+        .iter()
+        .filter(|call| call.service == "ssm")
+        .map(|call| call.at)
+        .collect();
+    let fastest = at
+        .windows(6)
+        .map(|six| six[5] - six[0])
+        .fold(f64::MAX, f64::min);
+    assert!(fastest > 0.9, "six calls within {fastest} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_is_looked_at_every_5_seconds_and_its_end_is_told_at_the_next_look() {
+    let story = Story::of(1).setting("NOTIFY_ON", "always");
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    let sent = story.times_of("SendCommand")[0];
+    let mut times = vec![sent];
+    times.extend(story.times_of("ListCommandInvocations"));
+    assert_every(5.0, &times);
+    let ended = story.flights()[0].ended.expect("it ended");
+    let told_at = story.told_at();
+    assert!(
+        (ended..ended + 5.5).contains(&told_at),
+        "it ended after {ended} s, and was told after {told_at} s"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_open_commands_are_looked_at_less_often() {
+    // Every second instance is denied, so that each of the others gets a command of its own.
+    for (instances, pause) in [(40, 5.0), (64, 8.0)] {
+        let story = Story::of(instances).given(|state| {
+            for n in 1..=instances {
+                let host = state.host(&id(n));
+                host.denied = n % 2 == 1;
+                host.agent.restart_seconds = 100.0;
+            }
+        });
+        let told = story.run().await;
+        let half = instances / 2;
+        assert_eq!(
+            told.counts(),
+            &json!({"restarted": half, "unreachable": half})
+        );
+        let sent = story.times_of("SendCommand");
+        let all_sent = sent[sent.len() - 1];
+        let ends = story.flights().into_iter().filter_map(|f| f.ended);
+        let first_end = ends.fold(f64::MAX, f64::min);
+        let looks: Vec<f64> = story
+            .times_of("ListCommandInvocations")
+            .into_iter()
+            .filter(|at| (all_sent..first_end).contains(at))
+            .collect();
+        // The calls of one look follow each other closely.
+        let pauses: Vec<f64> = gaps(&looks).into_iter().filter(|gap| *gap > 1.0).collect();
+        assert!(pauses.len() > 3, "{pauses:?}");
+        for found in &pauses {
+            assert!(
+                (pause..pause + 0.5).contains(found),
+                "{half} open commands: {pauses:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_shows_nothing_for_a_minute_ends_nothing() {
+    let story = Story::of(1).given(|state| state.invocation_lag = 60.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    let told_after = story.elapsed();
+    assert!((60.0..67.0).contains(&told_after), "{told_after} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_not_started_frees_its_slot_after_150_seconds_and_not_before() {
+    let story = Story::of(2)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| state.host(&id(1)).offline = true);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1, "undelivered": 1}));
+    let sent = story.times_of("SendCommand");
+    let waited = sent[1] - sent[0];
+    assert!((149.9..156.0).contains(&waited), "{waited} s");
+    let row = told.attention(&id(1));
+    assert!(row["detail"].to_string().contains("150 s"), "{row}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_until_the_end_for_what_has_not_started() {
+    let story = Story::of(1).given(|state| state.host(&id(1)).offline = true);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"undelivered": 1}));
+    let waited = story.told_at() - story.times_of("SendCommand")[0];
+    assert!((149.9..156.0).contains(&waited), "{waited} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_keeps_its_slot_beyond_150_seconds() {
+    let story = Story::of(2).setting("MAX_CONCURRENCY", "1").given(|state| {
+        let agent = &mut state.host(&id(1)).agent;
+        agent.busy = vec![[0.0, 110.0]];
+        agent.restart_seconds = 140.0;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    let flights = story.flights();
+    let ended = flights[0].ended.expect("it ended");
+    assert!(ended > 250.0, "{ended} s");
+    assert!(flights[1].sent > ended, "{flights:?}");
+}
+
+/// The shortest time within which six calls of Systems Manager were made.
+fn fastest_six(story: &Story, region: Option<&str>) -> f64 {
+    let calls = story.world.calls().into_iter();
+    let at: Vec<f64> = calls
+        .filter(|call| call.service == "ssm" && region.is_none_or(|name| name == call.region))
+        .map(|call| call.at)
+        .collect();
+    let sixes = at.windows(6).map(|six| six[5] - six[0]);
+    sixes.fold(f64::MAX, f64::min)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_groups_of_one_region_share_its_five_calls_a_second() {
+    let story = with_separate_group(Story::of(200), REGION, 301..=500);
+    story.run().await;
+    assert_eq!(story.sent_to().len(), 400);
+    let fastest = fastest_six(&story, None);
+    assert!(fastest > 0.95, "six calls within {fastest} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_region_has_five_calls_a_second_of_its_own() {
+    let story = with_separate_group(Story::of(200), "eu-west-1", 301..=500);
+    story.run().await;
+    assert_eq!(story.sent_to().len(), 400);
+    for region in [REGION, "eu-west-1"] {
+        let fastest = fastest_six(&story, Some(region));
+        assert!(fastest > 0.95, "{region}: six calls within {fastest} s");
+        // And they are used: nothing is slower than it must be.
+        assert!(fastest < 1.2, "{region}: six calls within {fastest} s");
+    }
+    let fastest = fastest_six(&story, None);
+    assert!(fastest < 0.7, "both together: six calls within {fastest} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttled_calls_take_their_turns_from_the_others() {
+    // Every other look is throttled at first, and the SDK repeats each by itself.
+    let story = Story::of(1_000).given(|state| {
+        state.faults.extend((0..120).map(|n| Fault {
+            operation: "ListCommandInvocations".to_owned(),
+            after: n,
+            ..Fault::default()
+        }));
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 1_000}));
+    let calls = story.world.calls().into_iter();
+    let at: Vec<f64> = calls
+        .filter(|call| call.service == "ssm")
+        .map(|call| call.at)
+        .collect();
+    let most = at
+        .iter()
+        .map(|from| {
+            at.iter()
+                .filter(|at| (*from..from + 10.0).contains(*at))
+                .count()
+        })
+        .max()
+        .unwrap_or_default();
+    assert!(most <= 50, "{most} calls in ten seconds");
+}
