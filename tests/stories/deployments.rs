@@ -128,6 +128,32 @@ async fn an_action_in_another_account_is_a_problem_and_ours_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_to_be_done_about_several_actions_of_other_accounts_is_said_once_for_each() {
+    let accounts = ["999999999999", "999999999999", "888888888888"];
+    let story = actions(Story::of(1), |actions| {
+        for (n, account) in accounts.iter().enumerate() {
+            let mut foreign = actions[0].clone();
+            foreign.action = format!("Elsewhere{n}");
+            foreign.role_arn = Some(format!("arn:aws:iam::{account}:role/deployer"));
+            actions.push(foreign);
+        }
+    });
+    let told = story.run().await;
+    let problem = &told.answer["problem"];
+    let remedy = problem["remedy"].as_str().expect("text");
+    for account in ["999999999999", "888888888888"] {
+        assert_eq!(remedy.matches(account).count(), 1, "{remedy}");
+    }
+    for n in 0..3 {
+        let action = format!("Elsewhere{n}");
+        assert!(
+            problem["message"].to_string().contains(&action),
+            "{problem}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_actions_on_one_group_are_one_group_with_both_deployments_targets() {
     let story = Story::of(2).given(|state| {
         let mut second = state.deployment("d-EXAMPLEE5").clone();

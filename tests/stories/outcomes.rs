@@ -221,6 +221,8 @@ async fn each_end_without_output_has_its_outcome_however_it_is_spelt() {
         ("TimedOut", "SomethingNew", "timed-out"),
         ("Cancelled", "Cancelled", "cancelled"),
         ("Cancelled", "Canceled", "cancelled"),
+        ("Failed", "ExecutionTimedOut", "timed-out"),
+        ("Failed", "Cancelled", "cancelled"),
         ("Failed", "SomethingNew", "failed"),
         ("Success", "SomethingNew", "failed"),
     ] {
