@@ -465,17 +465,7 @@ impl Runs {
                 Verdict::new(12, "preflight-failed", detail),
             );
         }
-        let order = run.start.order;
-        let left_alone = if !agent.running {
-            None
-        } else if run.began - agent.started_at <= order.sent_at - order.triggered_at {
-            Some("already-restarted")
-        } else if agent.memory_kib < order.min_memory_mib.saturating_mul(1024) {
-            Some("below-threshold")
-        } else {
-            None
-        };
-        match left_alone {
+        match left_alone(run, &agent) {
             Some(result) => {
                 run.memory_before = agent.memory_kib;
                 self.watch(run, result, now, state)
@@ -528,6 +518,11 @@ impl Runs {
         let (busy, updating) = (within(&agent.busy, now), within(&agent.updates, now));
         if !busy && !updating {
             if quiet + 1 >= QUIET_LOOKS {
+                // An earlier restart that drained may have replaced the agent meanwhile.
+                if let Some(result) = left_alone(run, &agent) {
+                    run.memory_before = agent.memory_kib;
+                    return self.watch(run, result, now, state);
+                }
                 return self.order_restart(run, now, state);
             }
             run.phase = Phase::Looking { quiet: quiet + 1 };
@@ -775,6 +770,20 @@ fn proof(agent: &Agent, master: Option<f64>, result: &'static str) -> Verdict {
         );
     }
     Verdict::new(0, result, "")
+}
+
+/// Why an agent needs no restart, if it needs none: it is younger than the order, or small.
+fn left_alone(run: &Run, agent: &Agent) -> Option<&'static str> {
+    let order = run.start.order;
+    if !agent.running {
+        None
+    } else if run.began - agent.started_at <= order.sent_at - order.triggered_at {
+        Some("already-restarted")
+    } else if agent.memory_kib < order.min_memory_mib.saturating_mul(1024) {
+        Some("below-threshold")
+    } else {
+        None
+    }
 }
 
 fn replace_agent(agent: &mut Agent, now: f64) {

@@ -411,6 +411,24 @@ async fn a_draining_agent_is_replaced_when_its_busy_period_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_is_replaced_during_the_quiet_looks_is_not_replaced_again() {
+    // The first script gives the draining agent up 150 s after its order, at 155 s; the second one has
+    // the lock then and looks for quiet, and the drained agent goes at 157 s.
+    let world = one_host(|host| {
+        host.agent.fault = Some(AgentFault::Draining);
+        host.agent.busy = vec![[6.0, 157.0]];
+        host.delivery_seconds = 1.0;
+    });
+    send(&world, &[instance_id(1)], json!({}));
+    pass(60.0).await;
+    let second = send(&world, &[instance_id(1)], json!({"busyWaitSeconds": "240"}));
+    pass(250.0).await;
+    assert_eq!(agent(&world).restarts, [157.0]);
+    let output = &invocations(&world, &second)[0]["CommandPlugins"][0]["Output"];
+    assert!(output.to_string().contains("already-restarted"), "{output}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn time_outs_are_ssms_own() {
     let world = one_host(|host| host.offline = true);
     let id = send(&world, &[instance_id(1)], json!({}));
