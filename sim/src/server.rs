@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, Full};
@@ -15,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use crate::wire::Request;
-use crate::world::{ReplyLost, World};
+use crate::world::{Unanswered, World};
 
 /// Where the state can be read.
 const STATE_PATH: &str = "/_sim/state";
@@ -67,7 +66,7 @@ impl Server {
 async fn answer(
     world: World,
     request: http::Request<Incoming>,
-) -> Result<http::Response<Full<Bytes>>, ReplyLost> {
+) -> Result<http::Response<Full<Bytes>>, Unanswered> {
     let (parts, body) = request.into_parts();
     if parts.method == http::Method::GET && parts.uri.path() == STATE_PATH {
         let mut response = http::Response::new(Full::from(world.snapshot().to_string()));
@@ -77,7 +76,8 @@ async fn answer(
         );
         return Ok(response);
     }
-    let bytes = body.collect().await.map_err(|_gone| ReplyLost)?.to_bytes();
+    let collected = body.collect().await;
+    let bytes = collected.map_err(|_gone| Unanswered::ReplyLost)?.to_bytes();
     let headers: BTreeMap<String, String> = parts
         .headers
         .iter()
@@ -94,8 +94,7 @@ async fn answer(
         headers,
         body: String::from_utf8_lossy(&bytes).into_owned(),
     };
-    tokio::time::sleep(Duration::from_secs_f64(world.latency().max(0.0))).await;
-    let reply = world.exchange(&request)?;
+    let reply = world.converse(&request).await?;
     let mut response = http::Response::builder().status(reply.status);
     for (name, value) in &reply.headers {
         response = response.header(name, value);

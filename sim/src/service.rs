@@ -3,12 +3,36 @@
 use serde_json::{Map, Value};
 
 use crate::host::Runs;
-use crate::state::{Fault, Region, State};
+use crate::state::{Fault, FaultKind, Region, State};
 use crate::wire::{Asked, Failure, Service, hash};
 use crate::{autoscaling, codedeploy, codepipeline, sns, ssm};
 
 /// A service's successful answer.
 pub(crate) type Answered = Result<Map<String, Value>, Failure>;
+
+/// A service's successful answer, as it goes to the wire.
+pub(crate) enum Output {
+    /// To be written.
+    Members(Map<String, Value>),
+    /// JSON already.
+    Written(String),
+}
+
+impl Output {
+    pub(crate) fn in_json(self) -> String {
+        match self {
+            Self::Members(members) => serde_json::to_string(&members).unwrap_or_default(),
+            Self::Written(text) => text,
+        }
+    }
+
+    pub(crate) fn members(self) -> Map<String, Value> {
+        match self {
+            Self::Members(members) => members,
+            Self::Written(text) => serde_json::from_str(&text).unwrap_or_default(),
+        }
+    }
+}
 
 /// What a service may read and change while it answers one call.
 pub(crate) struct Context<'a> {
@@ -37,12 +61,19 @@ impl Context<'_> {
 }
 
 /// Lets the service that was called answer.
-pub(crate) fn answer(context: &mut Context<'_>, service: Service, asked: &Asked) -> Answered {
+pub(crate) fn answer(
+    context: &mut Context<'_>,
+    service: Service,
+    asked: &Asked,
+) -> Result<Output, Failure> {
     let input = Input {
         members: &asked.params,
         service,
     };
-    match (service, asked.operation.as_str()) {
+    if (service, asked.operation.as_str()) == (Service::Ssm, "ListCommandInvocations") {
+        return ssm::list_command_invocations(context, &input).map(Output::Written);
+    }
+    let members = match (service, asked.operation.as_str()) {
         (Service::CodePipeline, "ListActionExecutions") => {
             codepipeline::list_action_executions(context, &input)
         }
@@ -70,7 +101,6 @@ pub(crate) fn answer(context: &mut Context<'_>, service: Service, asked: &Asked)
             ssm::describe_instance_information(context, &input)
         }
         (Service::Ssm, "SendCommand") => ssm::send_command(context, &input),
-        (Service::Ssm, "ListCommandInvocations") => ssm::list_command_invocations(context, &input),
         (Service::Sns, "Publish") => sns::publish(context, &input),
         (Service::AutoScaling | Service::Sns, other) => Err(Failure::new(
             "InvalidAction",
@@ -80,15 +110,22 @@ pub(crate) fn answer(context: &mut Context<'_>, service: Service, asked: &Asked)
             "UnknownOperationException",
             format!("The simulation has no operation {other} of this service"),
         )),
-    }
+    };
+    members.map(Output::Members)
 }
 
-/// The fault that this call meets, if any; it counts the call.
-pub(crate) fn next_fault(faults: &mut [Fault], operation: &str, region: &str) -> Option<Fault> {
+/// The fault that this call meets, if any; it counts the call. `next_page` says that the call has a token.
+pub(crate) fn next_fault(
+    faults: &mut [Fault],
+    operation: &str,
+    region: &str,
+    next_page: bool,
+) -> Option<Fault> {
     let meets = |fault: &&mut Fault| {
         fault.operation == operation
             && fault.times > 0
             && fault.region.as_deref().is_none_or(|name| name == region)
+            && (next_page || fault.kind() != FaultKind::ExpiredToken)
     };
     for fault in faults
         .iter_mut()
@@ -104,15 +141,25 @@ pub(crate) fn next_fault(faults: &mut [Fault], operation: &str, region: &str) ->
     None
 }
 
+/// Whether a call asks for a further page.
+pub(crate) fn is_next_page(params: &Map<String, Value>) -> bool {
+    ["nextToken", "NextToken"]
+        .iter()
+        .any(|name| params.get(*name).is_some_and(|token| !token.is_null()))
+}
+
 /// The error that a fault stands for.
 pub(crate) fn injected(fault: &Fault, service: Service) -> Failure {
-    let throttling = match service {
-        Service::AutoScaling | Service::Sns => "Throttling",
+    let usual = match (fault.kind(), service) {
+        (FaultKind::ExpiredToken, Service::Ssm | Service::AutoScaling) => "InvalidNextToken",
+        (FaultKind::ExpiredToken, _) => "InvalidNextTokenException",
+        (_, Service::AutoScaling | Service::Sns) => "Throttling",
         _ => "ThrottlingException",
     };
-    let code = fault.code.as_deref().unwrap_or(throttling);
+    let code = fault.code.as_deref().unwrap_or(usual);
     let message = fault.message.clone().unwrap_or_else(|| match code {
         "ThrottlingException" | "Throttling" => "Rate exceeded".to_owned(),
+        "InvalidNextToken" | "InvalidNextTokenException" => "The next token has expired".to_owned(),
         code => format!("{code} (injected)"),
     });
     let mut failure = Failure::new(code, message);
@@ -388,16 +435,31 @@ mod tests {
             after: 1,
             ..Fault::default()
         }];
-        assert!(next_fault(&mut faults, "SendCommand", "r").is_none());
-        assert!(next_fault(&mut faults, "Publish", "r").is_none());
+        assert!(next_fault(&mut faults, "SendCommand", "r", false).is_none());
+        assert!(next_fault(&mut faults, "Publish", "r", false).is_none());
         assert_eq!(
             injected(
-                &next_fault(&mut faults, "Publish", "r").unwrap(),
+                &next_fault(&mut faults, "Publish", "r", false).unwrap(),
                 Service::Sns
             )
             .message,
             "Rate exceeded"
         );
-        assert!(next_fault(&mut faults, "Publish", "r").is_none());
+        assert!(next_fault(&mut faults, "Publish", "r", false).is_none());
+    }
+
+    #[test]
+    fn only_a_further_page_has_a_token_that_can_expire() {
+        let mut faults = vec![Fault {
+            operation: "ListDeployments".to_owned(),
+            kind: FaultKind::ExpiredToken,
+            ..Fault::default()
+        }];
+        assert!(next_fault(&mut faults, "ListDeployments", "r", false).is_none());
+        let met = next_fault(&mut faults, "ListDeployments", "r", true).unwrap();
+        assert_eq!(
+            injected(&met, Service::CodeDeploy).code,
+            "InvalidNextTokenException"
+        );
     }
 }

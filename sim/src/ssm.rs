@@ -1,8 +1,10 @@
 //! Systems Manager: the inventory, and Run Command as seen from its API.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::host::{Order, Start, truncated};
 use crate::service::{Answered, Context, Input, object, page};
@@ -65,8 +67,8 @@ pub(crate) fn describe_instance_information(
             }
         }
     }
-    let hosts = context.here().hosts.clone();
-    let nodes: Vec<Value> = hosts
+    let hosts = hosts(context);
+    let nodes: Vec<&Host> = hosts
         .iter()
         .filter(|host| host.managed && !host.rejected && is_node_id(&host.id))
         .filter(|host| matches!(host.state.as_str(), "running" | "pending" | "stopping"))
@@ -75,13 +77,22 @@ pub(crate) fn describe_instance_information(
                 .iter()
                 .all(|(key, values)| passes(host, key, values))
         })
-        .map(|host| node(context, host))
         .collect();
     let query = format!("DescribeInstanceInformation {region} {filters:?}");
     let page = page(nodes, size, input.text("NextToken")?, &query).ok_or_else(invalid_token)?;
-    Ok(object(
-        json!({ "InstanceInformationList": page.items, "NextToken": page.next }),
-    ))
+    let nodes = page.items.iter().map(|host| node(context, host)).collect();
+    let mut listed = Map::new();
+    listed.insert("InstanceInformationList".to_owned(), Value::Array(nodes));
+    if let Some(next) = page.next {
+        listed.insert("NextToken".to_owned(), Value::String(next));
+    }
+    Ok(listed)
+}
+
+/// The hosts of the called region, where they are.
+fn hosts<'a>(context: &'a Context<'_>) -> &'a [Host] {
+    let region = context.state.regions.get(context.region);
+    region.map_or(&[], |region| &region.hosts)
 }
 
 /// Both forms of the filter: the older one writes its members in small letters.
@@ -509,7 +520,11 @@ fn told_command(context: &Context<'_>, command: &Command, ids: &[&str]) -> Value
     })
 }
 
-pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<'_>) -> Answered {
+/// Written at once: a fleet is polled often, and a tree of values for each answer would be most of the work.
+pub(crate) fn list_command_invocations(
+    context: &mut Context<'_>,
+    input: &Input<'_>,
+) -> Result<String, Failure> {
     let size = input.page_size(
         "MaxResults",
         MAX_INVOCATIONS,
@@ -526,10 +541,11 @@ pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<
     if let Some(id) = instance.filter(|id| !is_node_id(id)) {
         return Err(invalid_instance(id));
     }
-    let commands = context.here().commands.clone();
     let mut found = Vec::new();
-    for command in commands
-        .iter()
+    let region = context.state.regions.get(context.region);
+    for command in region
+        .into_iter()
+        .flat_map(|region| &region.commands)
         .filter(|command| command_id.is_none_or(|id| id == command.id))
     {
         for invocation in &command.invocations {
@@ -539,7 +555,7 @@ pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<
                 && invocation.visible_at <= context.at
                 && keeps(context, &filters, command, &seen)
             {
-                found.push(told_invocation(context, command, &seen, details));
+                found.push((command, seen));
             }
         }
     }
@@ -548,9 +564,79 @@ pub(crate) fn list_command_invocations(context: &mut Context<'_>, input: &Input<
         context.region
     );
     let page = page(found, size, input.text("NextToken")?, &query).ok_or_else(invalid_token)?;
-    Ok(object(
-        json!({ "CommandInvocations": page.items, "NextToken": page.next }),
-    ))
+    let told = page.items.iter();
+    let listed = ListedInvocations {
+        command_invocations: told
+            .map(|(command, seen)| told_invocation(context, command, seen, details))
+            .collect(),
+        next_token: page.next,
+    };
+    Ok(serde_json::to_string(&listed).unwrap_or_default())
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedInvocations<'a> {
+    command_invocations: Vec<ToldInvocation<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_token: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ToldInvocation<'a> {
+    command_id: &'a str,
+    instance_id: &'a str,
+    instance_name: String,
+    comment: &'a str,
+    document_name: &'a str,
+    document_version: &'a str,
+    requested_date_time: f64,
+    status: &'a str,
+    status_details: &'a str,
+    standard_output_url: &'static str,
+    standard_error_url: &'static str,
+    command_plugins: Vec<ToldPlugin<'a>>,
+    service_role: &'static str,
+    notification_config: NotificationConfig,
+    cloud_watch_output_config: CloudWatchOutputConfig,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NotificationConfig {
+    notification_arn: &'static str,
+    notification_events: [&'static str; 0],
+    notification_type: &'static str,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CloudWatchOutputConfig {
+    cloud_watch_log_group_name: &'static str,
+    cloud_watch_output_enabled: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ToldPlugin<'a> {
+    name: &'a str,
+    status: &'a str,
+    status_details: &'a str,
+    response_code: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_start_date_time: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_finish_date_time: Option<f64>,
+    output: Cow<'a, str>,
+    standard_output_url: &'static str,
+    standard_error_url: &'static str,
+    #[serde(rename = "OutputS3Region")]
+    output_s3_region: &'a str,
+    #[serde(rename = "OutputS3BucketName")]
+    output_s3_bucket_name: &'static str,
+    #[serde(rename = "OutputS3KeyPrefix")]
+    output_s3_key_prefix: &'static str,
 }
 
 fn command_filters<'a>(input: &Input<'a>) -> Result<Vec<(&'a str, &'a str)>, Failure> {
@@ -593,30 +679,23 @@ fn check_command_id(context: &mut Context<'_>, input: &Input<'_>, id: &str) -> R
 }
 
 /// An invocation as SSM shows it, together with the host it runs on.
-struct Seen {
-    invocation: Invocation,
-    host: Option<Host>,
+struct Seen<'a> {
+    invocation: Cow<'a, Invocation>,
+    host: Option<&'a Host>,
     /// Output was given verbatim, or a step has run.
     steps: bool,
 }
 
 /// Puts the host's verbatim answer, once it is due, in the place of what happened.
-fn seen(context: &Context<'_>, invocation: &Invocation) -> Seen {
-    let mut invocation = invocation.clone();
-    let known = context
-        .state
-        .regions
-        .get(context.region)
-        .into_iter()
-        .flat_map(|region| &region.hosts);
-    let host = known
-        .into_iter()
-        .find(|host| host.id == invocation.instance_id)
-        .cloned();
+fn seen<'a>(context: &'a Context<'_>, invocation: &'a Invocation) -> Seen<'a> {
+    let mut invocation = Cow::Borrowed(invocation);
+    let host = hosts(context)
+        .iter()
+        .find(|host| host.id == invocation.instance_id);
     let mut steps = invocation.status_details != "DeliveryTimedOut";
-    if let Some(answer) = host.as_ref().and_then(|host| host.answer.as_ref()) {
+    if let Some(answer) = host.and_then(|host| host.answer.as_ref()) {
         steps = answer.output.is_some();
-        overrule(&mut invocation, answer, context.at);
+        overrule(invocation.to_mut(), answer, context.at);
     }
     Seen {
         invocation,
@@ -645,7 +724,12 @@ fn overrule(invocation: &mut Invocation, answer: &Answer, at: f64) {
         .then(|| invocation.ended_at.unwrap_or(invocation.visible_at.min(at)));
 }
 
-fn keeps(context: &Context<'_>, filters: &[(&str, &str)], command: &Command, seen: &Seen) -> bool {
+fn keeps(
+    context: &Context<'_>,
+    filters: &[(&str, &str)],
+    command: &Command,
+    seen: &Seen<'_>,
+) -> bool {
     filters.iter().all(|(key, value)| {
         let requested = iso_8601(context.epoch(command.sent_at));
         match *key {
@@ -657,34 +741,45 @@ fn keeps(context: &Context<'_>, filters: &[(&str, &str)], command: &Command, see
     })
 }
 
-fn told_invocation(context: &Context<'_>, command: &Command, seen: &Seen, details: bool) -> Value {
+fn told_invocation<'a>(
+    context: &'a Context<'_>,
+    command: &'a Command,
+    seen: &'a Seen<'_>,
+    details: bool,
+) -> ToldInvocation<'a> {
     let invocation = &seen.invocation;
     let name = seen
         .host
-        .as_ref()
         .map(|host| computer_name(host, context.region))
         .unwrap_or_default();
-    json!({
-        "CommandId": command.id,
-        "InstanceId": invocation.instance_id,
-        "InstanceName": name,
-        "Comment": command.comment,
-        "DocumentName": command.document,
-        "DocumentVersion": command.document_version,
-        "RequestedDateTime": context.epoch(command.sent_at),
-        "Status": invocation.status,
-        "StatusDetails": invocation.status_details,
-        "StandardOutputUrl": "",
-        "StandardErrorUrl": "",
-        "CommandPlugins": if details && seen.steps { plugins(context, command, seen) } else { Vec::new() },
-        "ServiceRole": "",
-        "NotificationConfig": { "NotificationArn": "", "NotificationEvents": [], "NotificationType": "" },
-        "CloudWatchOutputConfig": { "CloudWatchLogGroupName": "", "CloudWatchOutputEnabled": false },
-    })
+    ToldInvocation {
+        command_id: &command.id,
+        instance_id: &invocation.instance_id,
+        instance_name: name,
+        comment: &command.comment,
+        document_name: &command.document,
+        document_version: &command.document_version,
+        requested_date_time: context.epoch(command.sent_at),
+        status: &invocation.status,
+        status_details: &invocation.status_details,
+        standard_output_url: "",
+        standard_error_url: "",
+        command_plugins: match details && seen.steps {
+            true => plugins(context, command, seen),
+            false => Vec::new(),
+        },
+        service_role: "",
+        notification_config: NotificationConfig::default(),
+        cloud_watch_output_config: CloudWatchOutputConfig::default(),
+    }
 }
 
 /// Both steps of the document, the other platform's as a success with a text of SSM's; a foreign document has one.
-fn plugins(context: &Context<'_>, command: &Command, seen: &Seen) -> Vec<Value> {
+fn plugins<'a>(
+    context: &'a Context<'_>,
+    command: &Command,
+    seen: &'a Seen<'_>,
+) -> Vec<ToldPlugin<'a>> {
     let kind = context
         .state
         .regions
@@ -700,10 +795,7 @@ fn plugins(context: &Context<'_>, command: &Command, seen: &Seen) -> Vec<Value> 
     if kind == DocumentKind::Foreign {
         return vec![ran(context, "runShellScript", &seen.invocation)];
     }
-    let platform = seen
-        .host
-        .as_ref()
-        .map_or("Linux", |host| host.platform.as_str());
+    let platform = seen.host.map_or("Linux", |host| host.platform.as_str());
     [("linux", "Linux"), ("windows", "Windows")]
         .into_iter()
         .map(|(step, wanted)| {
@@ -716,7 +808,11 @@ fn plugins(context: &Context<'_>, command: &Command, seen: &Seen) -> Vec<Value> 
         .collect()
 }
 
-fn ran(context: &Context<'_>, step: &str, invocation: &Invocation) -> Value {
+fn ran<'a>(
+    context: &'a Context<'_>,
+    step: &'static str,
+    invocation: &'a Invocation,
+) -> ToldPlugin<'a> {
     // A step has fewer statuses than an invocation.
     let status = match invocation.status.as_str() {
         "Delayed" => "Pending",
@@ -727,55 +823,68 @@ fn ran(context: &Context<'_>, step: &str, invocation: &Invocation) -> Value {
         "Delayed" => "Pending",
         other => other,
     };
-    let output = invocation.output.as_str();
+    let output = Cow::Borrowed(invocation.output.as_str());
     let code = invocation.response_code;
     let times = (invocation.began_at, invocation.ended_at);
     plugin(context, step, (status, details), code, times, output)
 }
 
 /// The steps run one after the other, so that the skipped one is decided when the invocation ends.
-fn skipped(context: &Context<'_>, step: &str, platform: &str, invocation: &Invocation) -> Value {
+fn skipped<'a>(
+    context: &'a Context<'_>,
+    step: &'static str,
+    platform: &str,
+    invocation: &Invocation,
+) -> ToldPlugin<'a> {
     match invocation.ended_at {
         Some(ended) => {
             let output = format!(
                 "Step execution skipped due to unsatisfied preconditions: \
                  '\"StringEquals\": [platformType, {platform}]'. Step name: {step}"
             );
+            let times = (Some(ended), Some(ended));
             plugin(
                 context,
                 step,
                 ("Success", "Success"),
                 0,
-                (Some(ended), Some(ended)),
-                &output,
+                times,
+                output.into(),
             )
         }
-        None => plugin(context, step, ("Pending", "Pending"), -1, (None, None), ""),
+        None => plugin(
+            context,
+            step,
+            ("Pending", "Pending"),
+            -1,
+            (None, None),
+            "".into(),
+        ),
     }
 }
 
-fn plugin(
-    context: &Context<'_>,
-    step: &str,
-    status: (&str, &str),
+fn plugin<'a>(
+    context: &'a Context<'_>,
+    step: &'static str,
+    status: (&'a str, &'a str),
     code: i64,
     times: (Option<f64>, Option<f64>),
-    output: &str,
-) -> Value {
-    Value::Object(object(json!({
-        "Name": step,
-        "Status": status.0,
-        "StatusDetails": status.1,
-        "ResponseCode": code,
-        "ResponseStartDateTime": times.0.map(|time| context.epoch(time)),
-        "ResponseFinishDateTime": times.1.map(|time| context.epoch(time)),
-        "Output": output,
-        "StandardOutputUrl": "",
-        "StandardErrorUrl": "",
-        "OutputS3Region": context.region,
-        "OutputS3BucketName": "",
-        "OutputS3KeyPrefix": "",
-    })))
+    output: Cow<'a, str>,
+) -> ToldPlugin<'a> {
+    ToldPlugin {
+        name: step,
+        status: status.0,
+        status_details: status.1,
+        response_code: code,
+        response_start_date_time: times.0.map(|time| context.epoch(time)),
+        response_finish_date_time: times.1.map(|time| context.epoch(time)),
+        output,
+        standard_output_url: "",
+        standard_error_url: "",
+        output_s3_region: context.region,
+        output_s3_bucket_name: "",
+        output_s3_key_prefix: "",
+    }
 }
 
 /// `i-` and 8 or 17 word characters, or `mi-` and 17 (API_SendCommand).

@@ -93,6 +93,11 @@ impl State {
                 OPERATIONS.join(", ")
             )
         }));
+        problems.extend(
+            self.faults
+                .iter()
+                .filter_map(|fault| not_a_duration("faults: seconds", fault.seconds)),
+        );
         for (name, region) in &self.regions {
             problems.extend(
                 region
@@ -703,8 +708,48 @@ pub struct Fault {
     pub times: u64,
     /// Calls that pass before it begins.
     pub after: u64,
-    /// The call takes effect, and its reply is lost on the way: the connection breaks.
+    /// The call takes effect, and its reply is lost on the way: the connection breaks. The same as the kind
+    /// `lost-reply`.
     pub lost_reply: bool,
+    /// What goes wrong; an error is answered by default.
+    pub kind: FaultKind,
+    /// Of a slow reply: how much later it comes.
+    pub seconds: f64,
+}
+
+impl Fault {
+    /// What goes wrong, in whichever way it was said.
+    #[must_use]
+    pub fn kind(&self) -> FaultKind {
+        if self.lost_reply {
+            FaultKind::LostReply
+        } else {
+            self.kind
+        }
+    }
+}
+
+/// What goes wrong with a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// An error is answered, before any effect.
+    #[default]
+    Error,
+    /// The connection is refused.
+    Refused,
+    /// The connection breaks before the call takes effect.
+    Reset,
+    /// The call takes effect, and the connection breaks before its reply arrives.
+    LostReply,
+    /// The call neither takes effect nor is answered; the connection stays open.
+    NoReply,
+    /// The call takes effect and is never answered; the connection stays open.
+    NoReplyAfter,
+    /// The call takes effect at once, and its reply comes later.
+    Slow,
+    /// The token of a next page is refused; calls for a first page pass, and are not counted.
+    ExpiredToken,
 }
 
 impl Default for Fault {
@@ -718,6 +763,8 @@ impl Default for Fault {
             times: 1,
             after: 0,
             lost_reply: false,
+            kind: FaultKind::Error,
+            seconds: 0.0,
         }
     }
 }

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::service::Output;
+
 /// An HTTP request, as either seam receives it. Header names are lower case.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
@@ -23,6 +25,8 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: String,
+    /// Seconds until it arrives, beyond what every call takes.
+    pub(crate) delay: f64,
 }
 
 /// An error that a service answers.
@@ -131,6 +135,7 @@ pub(crate) enum Protocol {
 pub(crate) struct Address {
     pub(crate) service: Service,
     pub(crate) region: String,
+    pub(crate) access_key: String,
 }
 
 /// What is asked for.
@@ -154,7 +159,7 @@ pub(crate) fn address(request: &Request) -> Result<Address, Failure> {
         .map(|rest| rest.split([',', ' ']).next().unwrap_or_default())
         .unwrap_or_default();
     let parts: Vec<&str> = scope.split('/').collect();
-    let [.., region, service, "aws4_request"] = parts.as_slice() else {
+    let [access_key, .., region, service, "aws4_request"] = parts.as_slice() else {
         return Err(Failure::new(
             "IncompleteSignature",
             "Authorization header requires 'Credential' parameter with a scope of date, region, service and aws4_request.",
@@ -164,6 +169,7 @@ pub(crate) fn address(request: &Request) -> Result<Address, Failure> {
         Some(service) => Ok(Address {
             service,
             region: (*region).to_owned(),
+            access_key: (*access_key).to_owned(),
         }),
         None => Err(Failure::new(
             "UnknownOperationException",
@@ -347,24 +353,22 @@ fn named_entry(entry: Value) -> Option<(String, Value)> {
 pub(crate) fn reply(
     service: Service,
     operation: &str,
-    outcome: &Result<Map<String, Value>, Failure>,
+    outcome: Result<Output, Failure>,
     request_id: &str,
 ) -> Reply {
     match (service.protocol(), outcome) {
-        (Protocol::Json { .. }, Ok(output)) => {
-            json_reply(200, &Value::Object(output.clone()), request_id)
-        }
-        (Protocol::Json { .. }, Err(failure)) => json_failure(failure, request_id),
+        (Protocol::Json { .. }, Ok(output)) => json_reply(200, output.in_json(), request_id),
+        (Protocol::Json { .. }, Err(failure)) => json_failure(&failure, request_id),
         (Protocol::Query { namespace, .. }, Ok(output)) => {
             let body = format!(
                 "<{operation}Response xmlns=\"{namespace}\"><{operation}Result>{}</{operation}Result>\
                  <ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{operation}Response>",
-                xml(&Value::Object(output.clone()))
+                xml_fields(&output.members())
             );
             xml_reply(200, body, request_id)
         }
         (Protocol::Query { namespace, .. }, Err(failure)) => {
-            query_failure(failure, namespace, request_id)
+            query_failure(&failure, namespace, request_id)
         }
     }
 }
@@ -376,7 +380,7 @@ pub(crate) fn reply_to_nobody(failure: &Failure, request_id: &str) -> Reply {
 
 fn json_failure(failure: &Failure, request_id: &str) -> Reply {
     let body = json!({ "__type": failure.code, message_member(&failure.code): failure.message });
-    let mut reply = json_reply(failure.status, &body, request_id);
+    let mut reply = json_reply(failure.status, body.to_string(), request_id);
     reply
         .headers
         .insert("x-amzn-errortype".to_owned(), failure.code.clone());
@@ -400,7 +404,7 @@ fn message_member(code: &str) -> &'static str {
     }
 }
 
-fn json_reply(status: u16, body: &Value, request_id: &str) -> Reply {
+fn json_reply(status: u16, body: String, request_id: &str) -> Reply {
     let headers = [
         (
             "content-type".to_owned(),
@@ -411,7 +415,8 @@ fn json_reply(status: u16, body: &Value, request_id: &str) -> Reply {
     Reply {
         status,
         headers: headers.into(),
-        body: body.to_string(),
+        body,
+        delay: 0.0,
     }
 }
 
@@ -444,6 +449,7 @@ fn xml_reply(status: u16, body: String, request_id: &str) -> Reply {
         status,
         headers: headers.into(),
         body,
+        delay: 0.0,
     }
 }
 
@@ -456,14 +462,16 @@ fn xml(value: &Value) -> String {
             let _ = write!(text, "<member>{}</member>", xml(item));
             text
         }),
-        Value::Object(fields) => fields.iter().filter(|(_, value)| !value.is_null()).fold(
-            String::new(),
-            |mut text, (key, value)| {
-                let _ = write!(text, "<{key}>{}</{key}>", xml(value));
-                text
-            },
-        ),
+        Value::Object(fields) => xml_fields(fields),
     }
+}
+
+fn xml_fields(fields: &Map<String, Value>) -> String {
+    let told = fields.iter().filter(|(_, value)| !value.is_null());
+    told.fold(String::new(), |mut text, (key, value)| {
+        let _ = write!(text, "<{key}>{}</{key}>", xml(value));
+        text
+    })
 }
 
 fn escaped(text: &str) -> String {
@@ -569,7 +577,8 @@ mod tests {
             address(&request).unwrap(),
             Address {
                 service: Service::Ssm,
-                region: "eu-west-1".to_owned()
+                region: "eu-west-1".to_owned(),
+                access_key: "AK".to_owned(),
             }
         );
     }

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region as AwsRegion, SdkConfig};
 use aws_credential_types::Credentials;
@@ -14,13 +15,13 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_async::time::SharedTimeSource;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::connector::InProcess;
 use crate::host::Runs;
-use crate::service::{self, Context};
-use crate::state::{Message, State};
+use crate::service::{self, Context, Output};
+use crate::state::{Fault, FaultKind, Message, State};
 use crate::wire::{self, Failure, Reply, Request};
 
 /// Numbers the transcripts of one process, so that each world writes a file of its own.
@@ -50,8 +51,18 @@ pub struct Call {
     pub params: Value,
     /// The HTTP status of the answer.
     pub status: u16,
-    /// The error code of the answer; `ReplyLost` when the answer never arrived.
+    /// The error code of the answer; `ReplyLost` when the connection broke before it arrived,
+    /// `ConnectionRefused`, `ConnectionReset` or `NoReply` when there was none.
     pub error: Option<String>,
+    /// The fault that it met, if any.
+    #[serde(skip)]
+    pub fault: Option<Fault>,
+    /// Whose credentials signed it: the access key id.
+    #[serde(skip)]
+    pub access_key: String,
+    /// Which attempt of the SDK at the same call it was, from 1; 0 when the client does not say.
+    #[serde(skip)]
+    pub attempt: u32,
 }
 
 struct Inner {
@@ -61,17 +72,28 @@ struct Inner {
     transcript: Option<PathBuf>,
 }
 
-/// The reply that broke off on its way.
-#[derive(Debug)]
-pub(crate) struct ReplyLost;
+/// A call that gets no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    /// Nobody listened.
+    Refused,
+    /// The connection broke before the reply arrived.
+    ReplyLost,
+    /// The connection stays open, and nothing comes.
+    Never,
+}
 
-impl fmt::Display for ReplyLost {
+impl fmt::Display for Unanswered {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("the connection broke before the reply arrived")
+        formatter.write_str(match self {
+            Self::Refused => "connection refused",
+            Self::ReplyLost => "the connection broke before the reply arrived",
+            Self::Never => "no reply",
+        })
     }
 }
 
-impl std::error::Error for ReplyLost {}
+impl std::error::Error for Unanswered {}
 
 impl World {
     /// A world whose clock begins at `start` (epoch seconds) and runs as tokio's does.
@@ -84,9 +106,20 @@ impl World {
     /// the function under test has a real clock, and freshness compares ages in seconds.
     /// Times after the start in `state` are durations from it, and become shorter as well.
     #[must_use]
-    pub fn at_speed(mut state: State, start: f64, speed: f64) -> Self {
+    pub fn at_speed(state: State, start: f64, speed: f64) -> Self {
+        let world = Self::unrecorded(state, start, speed);
+        // The simulator's own tests send on purpose what no client would.
+        if let Some(folder) = transcript_folder().filter(|_| !cfg!(test)) {
+            world.record_to(&folder);
+        }
+        world
+    }
+
+    /// The same without a transcript, whatever the environment asks for: for worlds by the thousand.
+    #[must_use]
+    pub fn unrecorded(mut state: State, start: f64, speed: f64) -> Self {
         hasten(&mut state, speed);
-        let world = Self {
+        Self {
             inner: Arc::new(Mutex::new(Inner {
                 state,
                 runs: Runs::new(speed),
@@ -95,12 +128,7 @@ impl World {
             })),
             clock: Clock::starting_at(start),
             speed,
-        };
-        // The simulator's own tests send on purpose what no client would.
-        if let Some(folder) = transcript_folder().filter(|_| !cfg!(test)) {
-            world.record_to(&folder);
         }
-        world
     }
 
     /// The world's time, in epoch seconds.
@@ -118,7 +146,13 @@ impl World {
     /// A configuration whose clients talk to this world: credentials, sleep, time and HTTP are its own.
     #[must_use]
     pub fn sdk_config(&self, region: &str) -> SdkConfig {
-        let credentials = Credentials::new("AKIAIOSFODNN7EXAMPLE", "simulated", None, None, "sim");
+        self.sdk_config_of("AKIAIOSFODNN7EXAMPLE", region)
+    }
+
+    /// The same with an access key of its own, by which its calls can be told from those of others.
+    #[must_use]
+    pub fn sdk_config_of(&self, access_key: &str, region: &str) -> SdkConfig {
+        let credentials = Credentials::new(access_key, "simulated", None, None, "sim");
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(AwsRegion::new(region.to_owned()))
@@ -133,6 +167,13 @@ impl World {
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.lock().calls.clone()
+    }
+
+    /// Reads the data and the calls so far where they are, after everything due by now has happened: there may
+    /// be much of both.
+    pub fn read<R>(&self, read: impl FnOnce(&State, &[Call]) -> R) -> R {
+        let inner = self.caught_up();
+        read(&inner.state, &inner.calls)
     }
 
     /// Every published message so far, in the order of publication.
@@ -196,8 +237,22 @@ impl World {
         self.lock().state.latency / self.speed
     }
 
+    /// Answers one request, in the time that the call takes.
+    pub(crate) async fn converse(&self, request: &Request) -> Result<Reply, Unanswered> {
+        tokio::time::sleep(Duration::from_secs_f64(self.latency().max(0.0))).await;
+        let answer = self.exchange(request);
+        match &answer {
+            Err(Unanswered::Never) => std::future::pending().await,
+            Ok(reply) if reply.delay > 0.0 => {
+                tokio::time::sleep(Duration::from_secs_f64(reply.delay / self.speed)).await;
+            }
+            _ => {}
+        }
+        answer
+    }
+
     /// Answers one request; its effects have happened when this returns.
-    pub(crate) fn exchange(&self, request: &Request) -> Result<Reply, ReplyLost> {
+    pub(crate) fn exchange(&self, request: &Request) -> Result<Reply, Unanswered> {
         let mut inner = self.caught_up();
         let at = self.clock.elapsed();
         let request_id = wire::uuid(&format!("request {}", inner.calls.len()));
@@ -206,34 +261,65 @@ impl World {
             Err(failure) => return Ok(wire::reply_to_nobody(&failure, &request_id)),
         };
         let (operation, asked) = wire::asked(address.service, request);
-        let params = asked
+        let next_page = asked
             .as_ref()
-            .map(|asked| Value::Object(asked.params.clone()))
-            .unwrap_or(Value::Null);
-        let fault = service::next_fault(&mut inner.state.faults, &operation, &address.region);
-        let lost = fault.as_ref().is_some_and(|fault| fault.lost_reply);
-        let outcome = match fault {
-            Some(fault) if !fault.lost_reply => Err(service::injected(&fault, address.service)),
-            _ => asked.and_then(|asked| inner.answer(&self.clock, at, &address, &asked)),
+            .is_ok_and(|asked| service::is_next_page(&asked.params));
+        let fault = service::next_fault(
+            &mut inner.state.faults,
+            &operation,
+            &address.region,
+            next_page,
+        );
+        let unanswered = match fault.as_ref().map(Fault::kind) {
+            Some(FaultKind::Refused) => Some((Unanswered::Refused, "ConnectionRefused")),
+            Some(FaultKind::Reset) => Some((Unanswered::ReplyLost, "ConnectionReset")),
+            Some(FaultKind::LostReply) => Some((Unanswered::ReplyLost, "ReplyLost")),
+            Some(FaultKind::NoReply | FaultKind::NoReplyAfter) => {
+                Some((Unanswered::Never, "NoReply"))
+            }
+            _ => None,
         };
-        let reply = wire::reply(address.service, &operation, &outcome, &request_id);
-        let error = if lost {
-            Some("ReplyLost".to_owned())
-        } else {
-            outcome.err().map(|failure| failure.code)
+        // A call without an effect has no answer either.
+        let reply = match (&fault, &asked) {
+            (Some(fault), _) if has_no_effect(fault.kind()) => None,
+            (Some(fault), _) if is_error(fault.kind()) => {
+                Some(Err(service::injected(fault, address.service)))
+            }
+            (_, Ok(asked)) => Some(inner.answer(&self.clock, at, &address, asked)),
+            (_, Err(failure)) => Some(Err(failure.clone())),
         };
+        let reply = reply.map(|outcome| {
+            let error = outcome.as_ref().err().map(|failure| failure.code.clone());
+            let mut reply = wire::reply(address.service, &operation, outcome, &request_id);
+            reply.delay = fault.as_ref().map_or(0.0, |fault| fault.seconds);
+            (reply, error)
+        });
         let service = address.service.name().to_owned();
-        inner.record(&service, &address.region, &operation, request, &reply);
+        if let Some((reply, _)) = &reply {
+            inner.record(&service, &address.region, &operation, request, reply);
+        }
         inner.calls.push(Call {
             at,
             region: address.region,
             service,
             operation,
-            params,
-            status: reply.status,
-            error,
+            params: asked
+                .map(|asked| Value::Object(asked.params))
+                .unwrap_or(Value::Null),
+            status: reply.as_ref().map_or(0, |(reply, _)| reply.status),
+            error: match unanswered {
+                Some((_, name)) => Some(name.to_owned()),
+                None => reply.as_ref().and_then(|(_, error)| error.clone()),
+            },
+            fault,
+            access_key: address.access_key,
+            attempt: attempt(request),
         });
-        if lost { Err(ReplyLost) } else { Ok(reply) }
+        match (unanswered, reply) {
+            (Some((unanswered, _)), _) => Err(unanswered),
+            (None, Some((reply, _))) => Ok(reply),
+            (None, None) => Err(Unanswered::Never),
+        }
     }
 
     fn caught_up(&self) -> MutexGuard<'_, Inner> {
@@ -265,7 +351,7 @@ impl Inner {
         at: f64,
         address: &wire::Address,
         asked: &wire::Asked,
-    ) -> Result<Map<String, Value>, Failure> {
+    ) -> Result<Output, Failure> {
         let mut context = Context {
             state: &mut self.state,
             runs: &mut self.runs,
@@ -307,6 +393,26 @@ impl Inner {
             );
         }
     }
+}
+
+fn has_no_effect(kind: FaultKind) -> bool {
+    matches!(
+        kind,
+        FaultKind::Refused | FaultKind::Reset | FaultKind::NoReply
+    )
+}
+
+fn is_error(kind: FaultKind) -> bool {
+    matches!(kind, FaultKind::Error | FaultKind::ExpiredToken)
+}
+
+/// The SDK says `attempt=2; max=8`.
+fn attempt(request: &Request) -> u32 {
+    let header = request.headers.get("amz-sdk-request").map(String::as_str);
+    let number = header.and_then(|text| text.split("attempt=").nth(1)?.split(';').next());
+    number
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 /// Signatures change with every run and say nothing.

@@ -1,0 +1,908 @@
+//! Random worlds: one seed, one account with its fleets, settings, and what will be delivered to the function.
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+use sim::{
+    Action, AgentFault, Answer, AutoScalingGroup, Deployment, DeploymentGroup, Document,
+    DocumentKind, Execution, Host, Member, Pipeline, Region, State, TagFilter, Target, Topic,
+};
+
+use crate::deliveries::{self, Delivery};
+use crate::weather::{self, Change};
+
+/// The moment at which every world starts, 2026-02-17T09:14:05Z: the time of its events.
+pub const EVENT_TIME: f64 = 1_771_319_645.0;
+/// Where the function and its pipeline live.
+pub const HOME: &str = "us-east-1";
+/// The other region that a pipeline deploys to.
+pub const ABROAD: &str = "eu-west-1";
+pub const ACCOUNT: &str = "123456789012";
+pub const PIPELINE: &str = "my-pipeline";
+pub const EXECUTION: &str = "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f";
+
+/// Lifecycle states in which an instance is starting, leaving or out of service.
+pub const PASSING: [&str; 26] = [
+    "Pending",
+    "Pending:Wait",
+    "Pending:Proceed",
+    "Quarantined",
+    "Terminating",
+    "Terminating:Wait",
+    "Terminating:Proceed",
+    "Terminating:Retained",
+    "Terminated",
+    "Detaching",
+    "ReplacingRootVolume",
+    "ReplacingRootVolume:Wait",
+    "ReplacingRootVolume:Proceed",
+    "RootVolumeReplaced",
+    "Warmed:Pending",
+    "Warmed:Pending:Wait",
+    "Warmed:Pending:Proceed",
+    "Warmed:Pending:Retained",
+    "Warmed:Terminating",
+    "Warmed:Terminating:Wait",
+    "Warmed:Terminating:Proceed",
+    "Warmed:Terminating:Retained",
+    "Warmed:Terminated",
+    "Warmed:Stopped",
+    "Warmed:Running",
+    "Warmed:Hibernated",
+];
+/// Those in which it runs and stays.
+pub const STAYING: [&str; 4] = ["InService", "Standby", "EnteringStandby", "Detached"];
+/// A state that is newer than the function.
+pub const UNKNOWN_LIFECYCLE: &str = "Dreaming";
+
+/// Everything that is drawn before the first event is delivered.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// The account.
+    pub state: State,
+    /// The function's environment.
+    pub settings: BTreeMap<&'static str, String>,
+    /// Its groups, in the order of drawing.
+    pub groups: Vec<Group>,
+    /// What changes in mid-run, by time.
+    pub changes: Vec<Change>,
+    /// What is delivered: the tracks run at the same time, each one's deliveries one after the other.
+    pub tracks: Vec<Vec<Delivery>>,
+    /// Names of the conditions that were drawn, to be counted.
+    pub conditions: Vec<&'static str>,
+}
+
+/// A deployment group and the deployment that is the reason of it all.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub region: &'static str,
+    pub application: String,
+    pub name: String,
+    pub deployment: String,
+}
+
+impl Scene {
+    /// The world of this seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut draft = Draft {
+            sick: *pick(
+                &mut rng,
+                &[0.0, 0.0, 0.0, 0.02, 0.02, 0.08, 0.08, 0.3, 0.3, 0.9],
+            ),
+            rng,
+            state: State::default(),
+            groups: Vec::new(),
+            conditions: Vec::new(),
+            instances: 0,
+            deployments: 0,
+        };
+        draft.account();
+        draft.fleets();
+        draft.pipeline();
+        let Draft {
+            mut rng,
+            mut state,
+            groups,
+            conditions,
+            ..
+        } = draft;
+        let settings = settings(&mut rng, &state);
+        state.faults = weather::faults(&mut rng);
+        let changes = weather::changes(&mut rng, &state);
+        let tracks = deliveries::draw(&mut rng, &groups);
+        Self {
+            state,
+            settings,
+            groups,
+            changes,
+            tracks,
+            conditions,
+        }
+    }
+
+    /// How many machines there are.
+    pub fn size(&self) -> usize {
+        self.state.regions.values().map(|r| r.hosts.len()).sum()
+    }
+}
+
+/// One of these.
+pub fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
+    &from[rng.usize(..from.len())]
+}
+
+/// True once in `of` times.
+pub fn one_in(rng: &mut Rng, of: u32) -> bool {
+    rng.u32(..of) == 0
+}
+
+/// A number from `low` to `high`.
+pub fn between(rng: &mut Rng, low: f64, high: f64) -> f64 {
+    low + rng.f64() * (high - low)
+}
+
+/// A world in the making.
+struct Draft {
+    rng: Rng,
+    state: State,
+    groups: Vec<Group>,
+    conditions: Vec<&'static str>,
+    /// How likely it is that something is the matter with a host.
+    sick: f64,
+    instances: usize,
+    deployments: usize,
+}
+
+impl Draft {
+    fn account(&mut self) {
+        let rng = &mut self.rng;
+        let state = &mut self.state;
+        state.latency = *pick(rng, &[0.02, 0.05, 0.05, 0.2]);
+        state.invocation_lag = *pick(rng, &[0.0, 1.0, 2.0, 2.0, 8.0, 40.0, 170.0]);
+        state.ramp = rng.u32(0..5) == 0;
+        state.page_shortfall = *pick(rng, &[0, 0, 1, 7, 30]);
+        state.page_sizes.action_executions = rng.usize(1..6);
+        // The few that run at the same time stand on one page, so that what the function saw is certain.
+        state.page_sizes.deployments = rng.usize(5..12);
+        state.page_sizes.deployment_targets = *pick(rng, &[3, 10, 100]);
+        state.page_sizes.auto_scaling_groups = rng.usize(1..4);
+        state.page_sizes.auto_scaling_instances = *pick(rng, &[7, 20, 50]);
+        let topic = *pick(rng, &[HOME, HOME, HOME, ABROAD]);
+        state.topics = vec![Topic {
+            arn: format!("arn:aws:sns:{topic}:{ACCOUNT}:agent-restarts"),
+            messages: Vec::new(),
+        }];
+    }
+
+    fn fleets(&mut self) {
+        let size = self.fleet_size();
+        let count = *pick(&mut self.rng, &[1, 1, 1, 1, 1, 2, 2, 3]);
+        let mut left = size;
+        for number in 0..count {
+            let share = match number + 1 == count {
+                true => left,
+                false => self.rng.usize(..=left),
+            };
+            left -= share;
+            self.group(number, share);
+        }
+    }
+
+    /// Half of the fleets have more than twenty instances, one in ten over a hundred.
+    fn fleet_size(&mut self) -> usize {
+        let rng = &mut self.rng;
+        match rng.u32(..100) {
+            0..=6 => rng.usize(..=2),
+            7..=44 => rng.usize(3..=22),
+            45..=87 => rng.usize(23..=100),
+            _ => rng.usize(101..=300),
+        }
+    }
+
+    fn region(&mut self, name: &'static str) -> &mut Region {
+        self.state.regions.entry(name.to_owned()).or_default()
+    }
+
+    fn group(&mut self, number: usize, share: usize) {
+        let region = match number > 0 && one_in(&mut self.rng, 3) {
+            true => ABROAD,
+            false => HOME,
+        };
+        if self.region(region).documents.is_empty() {
+            self.documents(region);
+        }
+        let application = match one_in(&mut self.rng, 2) {
+            true => "shop".to_owned(),
+            false => format!("application-{number}"),
+        };
+        let name = format!("group-{number}");
+        let (by_tags, by_scaling) = *pick(
+            &mut self.rng,
+            &[(false, true), (false, true), (true, false), (true, true)],
+        );
+        let blue_green = one_in(&mut self.rng, 6);
+        let mut scaling = Vec::new();
+        if by_scaling {
+            let count = *pick(&mut self.rng, &[1, 1, 2]);
+            scaling.extend((0..count).map(|n| format!("scaling-{number}-{n}")));
+        }
+        let (platform, creator) = self.platform_and_creator();
+        let (targets, members) = self.instances(region, share, (by_tags, &scaling), blue_green);
+        self.scaling_groups(region, &scaling, members);
+        let completed = -between(&mut self.rng, 0.0, 20.0);
+        let style = if blue_green { "BLUE_GREEN" } else { "IN_PLACE" };
+        let main = Deployment {
+            id: self.deployment_id(),
+            application: application.clone(),
+            deployment_group: name.clone(),
+            compute_platform: platform.to_owned(),
+            creator: creator.to_owned(),
+            style: style.to_owned(),
+            created_at: completed - between(&mut self.rng, 20.0, 300.0),
+            completed_at: Some(completed),
+            targets,
+            ..Deployment::default()
+        };
+        self.groups.push(Group {
+            region,
+            application: application.clone(),
+            name: name.clone(),
+            deployment: main.id.clone(),
+        });
+        if scaling.is_empty() || one_in(&mut self.rng, 12) {
+            // A group may also name one that was deleted, or share one with another group.
+            let shared = self.region(region).auto_scaling_groups.first();
+            match shared.map(|group| group.name.clone()) {
+                Some(shared) if one_in(&mut self.rng, 2) => {
+                    self.conditions.push("groups share members");
+                    scaling.push(shared);
+                }
+                _ if by_scaling => {
+                    self.conditions.push("deleted Auto Scaling group");
+                    scaling.push("deleted".to_owned());
+                }
+                _ => {}
+            }
+        }
+        let tags = TagFilter {
+            key: "group".to_owned(),
+            value: name.clone(),
+        };
+        let compute_platform = platform.to_owned();
+        self.region(region).deployment_groups.push(DeploymentGroup {
+            application,
+            name,
+            compute_platform,
+            style: style.to_owned(),
+            auto_scaling_groups: scaling,
+            tag_filters: if by_tags { vec![tags] } else { Vec::new() },
+        });
+        self.other_deployments(region, &main);
+        self.region(region).deployments.push(main);
+    }
+
+    fn platform_and_creator(&mut self) -> (&'static str, &'static str) {
+        let rng = &mut self.rng;
+        let platform = match rng.u32(..40) {
+            0 => *pick(rng, &["ECS", "Lambda"]),
+            _ => "Server",
+        };
+        let creator = match rng.u32(..30) {
+            0 => *pick(rng, &["autoscaling", "autoscalingTermination"]),
+            1 | 2 => "CodeDeployAutoUpdate",
+            3..=9 => *pick(rng, &["CloudFormation", "codeDeployRollback"]),
+            _ => "user",
+        };
+        if platform != "Server" {
+            self.conditions.push("deployment to no instances");
+        }
+        if creator.starts_with("autoscaling") {
+            self.conditions.push("deployment of Auto Scaling");
+        }
+        if creator == "CodeDeployAutoUpdate" {
+            self.conditions.push("automatic update");
+        }
+        (platform, creator)
+    }
+
+    fn documents(&mut self, region: &'static str) {
+        let kind = match self.rng.u32(..60) {
+            0 => {
+                self.conditions.push("no document in the region");
+                return;
+            }
+            1 => {
+                self.conditions.push("somebody else's document");
+                DocumentKind::Foreign
+            }
+            _ => DocumentKind::RestartAgent,
+        };
+        self.region(region).documents.push(Document {
+            name: sim::DOCUMENT.to_owned(),
+            kind,
+        });
+    }
+
+    fn deployment_id(&mut self) -> String {
+        self.deployments += 1;
+        format!("d-{:09}", self.deployments * 7919 % 1_000_000_007)
+    }
+
+    /// The group's machines, and those that were but are no more; with their place in the deployment and in
+    /// Auto Scaling.
+    fn instances(
+        &mut self,
+        region: &'static str,
+        count: usize,
+        (by_tags, scaling): (bool, &[String]),
+        blue_green: bool,
+    ) -> (Vec<Target>, Vec<Member>) {
+        let (mut targets, mut members) = (Vec::new(), Vec::new());
+        let odd = *pick(&mut self.rng, &[0, 8, 40]);
+        for _ in 0..count {
+            self.instances += 1;
+            let id = sim::instance_id(self.instances);
+            let mut host = self.host(&id);
+            let member = !scaling.is_empty() && (!by_tags || self.rng.bool());
+            let mut target = Target {
+                id: id.clone(),
+                label: blue_green.then(|| "Green".to_owned()),
+                ..Target::default()
+            };
+            if odd > 0 && one_in(&mut self.rng, odd) {
+                if host.state == "stopped" || one_in(&mut self.rng, 3) {
+                    self.conditions.push("target that was not reached");
+                    target.status =
+                        (*pick(&mut self.rng, &["Pending", "Skipped", "Failed"])).to_owned();
+                    target.lifecycle_started = false;
+                }
+                if blue_green && one_in(&mut self.rng, 2) {
+                    self.conditions.push("blue target");
+                    target.label = Some("Blue".to_owned());
+                }
+            }
+            let mut launched_later = false;
+            if member {
+                let lifecycle = self.lifecycle(odd);
+                launched_later = odd > 0 && one_in(&mut self.rng, odd);
+                let gone = odd > 0 && one_in(&mut self.rng, odd);
+                if gone {
+                    self.conditions.push("scaled in");
+                    host.state =
+                        (*pick(&mut self.rng, &["terminated", "terminated", "running"])).to_owned();
+                } else {
+                    members.push(Member {
+                        id: id.clone(),
+                        lifecycle,
+                    });
+                }
+            }
+            if launched_later {
+                self.conditions.push("launched after the deployment");
+                host.agent.started_at = -between(&mut self.rng, 0.0, 5.0);
+            } else {
+                targets.push(target);
+            }
+            self.region(region).hosts.push(host);
+        }
+        // An instance in two groups: another group's machine was deployed to as well.
+        let others: Vec<String> = self
+            .region(region)
+            .hosts
+            .iter()
+            .map(|h| h.id.clone())
+            .collect();
+        if one_in(&mut self.rng, 3) && others.len() > count {
+            self.conditions.push("instances in two groups");
+            for id in &others[..self.rng.usize(1..=others.len() - count)] {
+                targets.push(Target {
+                    id: id.clone(),
+                    label: blue_green.then(|| "Green".to_owned()),
+                    ..Target::default()
+                });
+            }
+        }
+        if by_tags && one_in(&mut self.rng, 6) {
+            self.conditions.push("on-premises target");
+            let name = pick(&mut self.rng, &["build-machine-7", "mi-0123456789abcdef0"]);
+            targets.push(Target {
+                id: (*name).to_owned(),
+                label: blue_green.then(|| "Green".to_owned()),
+                ..Target::default()
+            });
+        }
+        self.rng.shuffle(&mut targets);
+        (targets, members)
+    }
+
+    fn lifecycle(&mut self, odd: u32) -> String {
+        if odd == 0 || !one_in(&mut self.rng, odd) {
+            return "InService".to_owned();
+        }
+        let word = match self.rng.u32(..6) {
+            0 => UNKNOWN_LIFECYCLE,
+            1 => pick(&mut self.rng, &STAYING),
+            _ => pick(&mut self.rng, &PASSING),
+        };
+        self.conditions.push(word);
+        word.to_owned()
+    }
+
+    fn scaling_groups(&mut self, region: &'static str, names: &[String], members: Vec<Member>) {
+        let mut groups: Vec<AutoScalingGroup> = names
+            .iter()
+            .map(|name| AutoScalingGroup {
+                name: name.clone(),
+                instances: Vec::new(),
+            })
+            .collect();
+        let count = groups.len();
+        for (number, member) in members.into_iter().enumerate() {
+            groups[number % count].instances.push(member);
+        }
+        self.region(region).auto_scaling_groups.extend(groups);
+    }
+
+    fn host(&mut self, id: &str) -> Host {
+        let rng = &mut self.rng;
+        let mut host = Host {
+            id: id.to_owned(),
+            // Nothing may depend on it.
+            clock_skew: *pick(rng, &[0.0, 0.0, -3.0, 90.0, -86_400.0, 1e6]),
+            delivery_seconds: between(rng, 0.2, 4.0),
+            last_ping: -between(rng, 1.0, 50.0),
+            ..Host::default()
+        };
+        host.agent.restart_seconds = between(rng, 2.0, 55.0);
+        host.agent.memory_kib = rng.u64(40_000..400_000);
+        host.agent.started_at = -between(rng, 400.0, 2e6);
+        if one_in(rng, 12) {
+            host.platform = "Windows".to_owned();
+        }
+        if one_in(rng, 15) {
+            host.name = Some(format!("näme of\n{id}"));
+        }
+        if one_in(rng, 12) {
+            let from = between(rng, -30.0, 60.0);
+            host.agent.busy = vec![[from, from + between(rng, 1.0, 60.0)]];
+        }
+        if rng.f64() < self.sick {
+            let condition = affliction(rng, &mut host);
+            self.conditions.push(condition);
+        }
+        host
+    }
+
+    /// Deployments beside the one that matters: earlier ones, one of the same execution, and others that run.
+    fn other_deployments(&mut self, region: &'static str, main: &Deployment) {
+        let earlier = *pick(&mut self.rng, &[0, 0, 3, 14, 60]);
+        for _ in 0..earlier {
+            let completed = -between(&mut self.rng, 500.0, 200_000.0);
+            let creators = ["user", "user", "autoscaling", "CodeDeployAutoUpdate"];
+            let deployment = Deployment {
+                id: self.deployment_id(),
+                status: (*pick(
+                    &mut self.rng,
+                    &["Succeeded", "Succeeded", "Failed", "Stopped"],
+                ))
+                .to_owned(),
+                creator: (*pick(&mut self.rng, &creators)).to_owned(),
+                created_at: completed - 100.0,
+                completed_at: Some(completed),
+                ..main.clone()
+            };
+            self.region(region).deployments.push(deployment);
+        }
+        if self.rng.u32(..7) > 0 {
+            return;
+        }
+        for _ in 0..self.rng.usize(1..=3) {
+            let creator = *pick(
+                &mut self.rng,
+                &["user", "user", "codeDeployRollback", "autoscaling"],
+            );
+            self.conditions.push(match creator {
+                "autoscaling" => "launch deployment of Auto Scaling runs",
+                _ => "another deployment runs",
+            });
+            let created = between(&mut self.rng, -60.0, 240.0);
+            let open = one_in(&mut self.rng, 3);
+            let words: &[&str] = match open {
+                true => &["Created", "Queued", "InProgress", "Baking", "Ready"],
+                false => &["Succeeded", "Succeeded", "Failed", "Stopped"],
+            };
+            let status = (*pick(&mut self.rng, words)).to_owned();
+            let took = between(&mut self.rng, 5.0, 300.0);
+            let targets: Vec<Target> = main
+                .targets
+                .iter()
+                .filter(|_| self.rng.bool())
+                .cloned()
+                .collect();
+            if !matches!(status.as_str(), "Created" | "Queued") {
+                for target in &targets {
+                    if let Some(host) = self.state.find_host(&target.id) {
+                        let from = created + took * self.rng.f64();
+                        host.agent.busy.push([from, from + took / 4.0]);
+                    }
+                }
+            }
+            let deployment = Deployment {
+                id: self.deployment_id(),
+                status,
+                creator: creator.to_owned(),
+                created_at: created,
+                completed_at: (!open).then_some(created + took),
+                targets,
+                ..main.clone()
+            };
+            self.region(region).deployments.push(deployment);
+        }
+    }
+
+    /// The execution whose success is the event: one action for each group, and what else a pipeline has.
+    fn pipeline(&mut self) {
+        let groups = self.groups.clone();
+        let mut actions = vec![Action {
+            stage: "Source".to_owned(),
+            action: "Source".to_owned(),
+            category: "Source".to_owned(),
+            provider: "S3".to_owned(),
+            updated_at: -600.0,
+            ..Action::default()
+        }];
+        for (number, group) in groups.iter().enumerate() {
+            let action = Action {
+                action: format!("Deploy-{number}"),
+                region: Some(group.region.to_owned()),
+                role_arn: Some(format!("arn:aws:iam::{ACCOUNT}:role/pipeline")),
+                application: Some(group.application.clone()),
+                deployment_group: Some(group.name.clone()),
+                deployment_id: Some(group.deployment.clone()),
+                ..Action::default()
+            };
+            if one_in(&mut self.rng, 8) {
+                self.conditions.push("retried stage");
+                actions.push(Action {
+                    status: "Failed".to_owned(),
+                    deployment_id: Some("d-000000000".to_owned()),
+                    updated_at: -400.0,
+                    ..action.clone()
+                });
+            }
+            if one_in(&mut self.rng, 8) {
+                self.second_action(group, &action, &mut actions);
+            }
+            actions.push(action);
+        }
+        match self.rng.u32(..60) {
+            0 => {
+                self.conditions.push("action of another account");
+                actions.push(Action {
+                    action: "Elsewhere".to_owned(),
+                    role_arn: Some("arn:aws:iam::210987654321:role/pipeline".to_owned()),
+                    application: Some("shop".to_owned()),
+                    deployment_group: Some("elsewhere".to_owned()),
+                    deployment_id: Some("d-999999999".to_owned()),
+                    ..Action::default()
+                });
+            }
+            1 => {
+                self.conditions.push("action without a deployment id");
+                actions.push(Action {
+                    action: "Incomplete".to_owned(),
+                    application: Some("shop".to_owned()),
+                    deployment_group: Some("group-0".to_owned()),
+                    ..Action::default()
+                });
+            }
+            2 | 3 => {
+                self.conditions.push("late action list");
+                let at = between(&mut self.rng, 1.0, 50.0);
+                for action in &mut actions {
+                    action.visible_at = Some(at);
+                }
+            }
+            4 | 5 => {
+                self.conditions.push("action still in progress");
+                let at = between(&mut self.rng, 1.0, 50.0);
+                if let Some(action) = actions.last_mut() {
+                    action.updated_at = at;
+                }
+            }
+            _ => {}
+        }
+        self.region(HOME).pipelines.push(Pipeline {
+            name: PIPELINE.to_owned(),
+            executions: vec![Execution {
+                id: EXECUTION.to_owned(),
+                actions,
+            }],
+        });
+    }
+
+    /// Two actions of one execution may deploy to one group.
+    fn second_action(&mut self, group: &Group, action: &Action, actions: &mut Vec<Action>) {
+        let id = self.deployment_id();
+        let deployments = &self.region(group.region).deployments;
+        let Some(main) = deployments
+            .iter()
+            .find(|d| d.id == group.deployment)
+            .cloned()
+        else {
+            return;
+        };
+        self.conditions.push("two deployments to one group");
+        let completed = main.completed_at.unwrap_or(0.0) - between(&mut self.rng, 0.0, 90.0);
+        let deployment = Deployment {
+            id: id.clone(),
+            creator: "user".to_owned(),
+            created_at: completed - 60.0,
+            completed_at: Some(completed),
+            targets: main
+                .targets
+                .iter()
+                .filter(|_| self.rng.bool())
+                .cloned()
+                .collect(),
+            ..main
+        };
+        self.region(group.region).deployments.push(deployment);
+        actions.push(Action {
+            action: format!("{}-again", action.action),
+            deployment_id: Some(id),
+            updated_at: -20.0,
+            ..action.clone()
+        });
+    }
+}
+
+/// Lets something be the matter with a host, and names it.
+fn affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
+    let agent = &mut host.agent;
+    match rng.u32(..31) {
+        0 => {
+            host.offline = true;
+            "picks nothing up"
+        }
+        1 => {
+            host.managed = false;
+            "not managed"
+        }
+        2 | 3 => {
+            host.state = "stopped".to_owned();
+            "stopped"
+        }
+        4 => {
+            host.state = (*pick(rng, &["terminated", "shutting-down"])).to_owned();
+            "terminated"
+        }
+        5 => {
+            host.platform = "MacOS".to_owned();
+            "MacOS"
+        }
+        6 => {
+            host.rejected = true;
+            "rejected by SSM"
+        }
+        7 => {
+            host.denied = true;
+            "without the tag"
+        }
+        8 | 9 => {
+            host.ping = (*pick(rng, &["ConnectionLost", "Inactive", "Napping"])).to_owned();
+            host.last_ping = -between(rng, 100.0, 9000.0);
+            host.offline = rng.bool();
+            "connection lost"
+        }
+        10 | 11 => {
+            host.delivery_seconds = between(rng, 4.0, 130.0);
+            "slow delivery"
+        }
+        12 => {
+            agent.installed = false;
+            agent.running = false;
+            agent.memory_kib = 0;
+            "no agent"
+        }
+        13 => {
+            agent.running = false;
+            agent.memory_kib = 0;
+            "agent does not run"
+        }
+        14 => {
+            agent.started_at = -between(rng, 0.0, 30.0);
+            "restarted around the deployment"
+        }
+        15 => {
+            let from = between(rng, -100.0, 100.0);
+            agent.busy = vec![[from, from + between(rng, 60.0, 900.0)]];
+            "long lifecycle event"
+        }
+        16 => {
+            let from = between(rng, -20.0, 60.0);
+            agent.updates = vec![[from, from + between(rng, 1.0, 400.0)]];
+            "package manager runs"
+        }
+        17 => {
+            agent.restart_seconds = between(rng, 140.0, 400.0);
+            "long poll that does not end"
+        }
+        18..=25 => {
+            let (fault, name) = *pick(
+                rng,
+                &[
+                    (AgentFault::NotRoot, "not root"),
+                    (AgentFault::PreflightFailed, "preflight fails"),
+                    (AgentFault::ServiceManagerFailed, "service manager fails"),
+                    (AgentFault::OldAgentSurvived, "old agent survives"),
+                    (AgentFault::AgentDown, "agent goes down"),
+                    (AgentFault::AgentUnhealthy, "agent crash-loops"),
+                    (AgentFault::Draining, "agent drains"),
+                    (AgentFault::Hangs, "script hangs"),
+                ],
+            );
+            agent.fault = Some(fault);
+            name
+        }
+        _ => {
+            let (name, answer) = pick(rng, &verbatim()).clone();
+            host.answer = Some(answer);
+            name
+        }
+    }
+}
+
+/// What Systems Manager may report for an instance although the document did not do its work there. None of it
+/// proves anything.
+fn verbatim() -> Vec<(&'static str, Answer)> {
+    let answer =
+        |status: &str, details: Option<&str>, output: Option<&str>, code: Option<i64>| Answer {
+            status: status.to_owned(),
+            status_details: details.map(str::to_owned),
+            output: output.map(str::to_owned),
+            response_code: code,
+        };
+    let line = |version: u32, result: &str, code: u32| {
+        json!({
+            "agentRestart": version, "result": result, "code": code, "agentVersion": "OFFICIAL_1.8.1-1_rpm",
+            "memoryBeforeKiB": 1, "memoryAfterKiB": 1, "seconds": 1, "detail": "",
+        })
+        .to_string()
+    };
+    let good = line(1, "restarted", 0);
+    vec![
+        ("unknown status", answer("Napping", None, None, None)),
+        ("stays pending", answer("Pending", None, None, None)),
+        ("stays delayed", answer("Delayed", None, None, None)),
+        (
+            "pending shown as running",
+            answer("InProgress", Some("Pending"), None, None),
+        ),
+        ("stays cancelling", answer("Cancelling", None, None, None)),
+        (
+            "cancelled",
+            answer("Cancelled", Some("Canceled"), None, None),
+        ),
+        (
+            "delivery timed out",
+            answer("TimedOut", Some("Delivery Timed Out"), None, None),
+        ),
+        (
+            "execution timed out",
+            answer("TimedOut", Some("ExecutionTimedOut"), None, None),
+        ),
+        (
+            "undeliverable",
+            answer("Failed", Some("Undeliverable"), None, None),
+        ),
+        (
+            "terminated by SSM",
+            answer("Failed", Some("Terminated"), None, None),
+        ),
+        (
+            "access denied on the host",
+            answer("Failed", Some("AccessDenied"), None, None),
+        ),
+        (
+            "success without output",
+            answer("Success", None, None, None),
+        ),
+        (
+            "foreign output",
+            answer("Success", None, Some("hello\n<b>world</b>"), None),
+        ),
+        (
+            "long foreign output",
+            answer("Failed", None, Some(&"ünd so weiter ".repeat(400)), None),
+        ),
+        (
+            "truncated line",
+            answer("Success", None, Some(&good[..40]), None),
+        ),
+        (
+            "line of another version",
+            answer("Success", None, Some(&line(2, "restarted", 0)), None),
+        ),
+        (
+            "unknown result",
+            answer("Success", None, Some(&line(1, "rejuvenated", 0)), None),
+        ),
+        (
+            "word and code disagree",
+            answer("Success", None, Some(&line(1, "restarted", 20)), Some(20)),
+        ),
+        (
+            "line and exit code disagree",
+            answer("Success", None, Some(&good), Some(1)),
+        ),
+        (
+            "success line, failed status",
+            answer("Failed", None, Some(&good), Some(0)),
+        ),
+        (
+            "success line, access denied",
+            answer("Success", Some("AccessDenied"), Some(&good), Some(0)),
+        ),
+    ]
+}
+
+/// The names of all verbatim answers.
+pub fn verbatim_names() -> Vec<&'static str> {
+    verbatim().into_iter().map(|(name, _)| name).collect()
+}
+
+fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
+    let mut settings = BTreeMap::from([
+        ("TOPIC_ARN", state.topics[0].arn.clone()),
+        ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
+    ]);
+    let choices: [(&'static str, &[&str]); 6] = [
+        (
+            "MAX_CONCURRENCY",
+            &["", "1", "3", "10%", "33%", "50%", "100%", "100%", "40"],
+        ),
+        (
+            "MAX_ERRORS",
+            &["", "0", "1", "4", "0%", "20%", "100%", "100%"],
+        ),
+        ("BUSY_WAIT_SECONDS", &["", "0", "7", "60", "240"]),
+        ("MIN_MEMORY_MIB", &["", "", "", "64", "200"]),
+        ("NOTIFY_ON", &["", "attention", "always"]),
+        (
+            "DRY_RUN",
+            &[
+                "", "", "", "", "", "", "", "", "", "", "", "", "", "false", "true",
+            ],
+        ),
+    ];
+    for (name, values) in choices {
+        settings.insert(name, (*pick(rng, values)).to_owned());
+    }
+    settings
+}
+
+/// The pipeline's event.
+pub fn pipeline_event(state: &str) -> Value {
+    json!({
+        "version": "0", "id": "0c6b1f0e-6f5e-4a0e-9d57-0f3f7a1c2b01", "source": "aws.codepipeline",
+        "detail-type": "CodePipeline Pipeline Execution State Change",
+        "account": ACCOUNT, "region": HOME, "time": "2026-02-17T09:14:05Z", "resources": [],
+        "detail": { "pipeline": PIPELINE, "execution-id": EXECUTION, "state": state, "version": 6.0 },
+    })
+}
+
+/// The event of a group's deployment.
+pub fn deployment_event(group: &Group, state: &str) -> Value {
+    json!({
+        "version": "0", "id": "0c6b1f0e-6f5e-4a0e-9d57-0f3f7a1c2b07", "source": "aws.codedeploy",
+        "detail-type": "CodeDeploy Deployment State-change Notification",
+        "account": ACCOUNT, "region": group.region, "time": "2026-02-17T09:14:05Z", "resources": [],
+        "detail": {
+            "region": group.region, "application": group.application, "deploymentGroup": group.name,
+            "deploymentId": group.deployment, "state": state, "instanceGroupId": "x",
+        },
+    })
+}

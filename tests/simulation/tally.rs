@@ -1,0 +1,297 @@
+//! What occurred, and how often: a simulation that never met a fault proves nothing about it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use sim::Call;
+
+use crate::deliveries::{Course, End, Fate};
+use crate::fleet::{PASSING, STAYING, Scene, UNKNOWN_LIFECYCLE, verbatim_names};
+use crate::weather::{CHANGES, KINDS, OPERATIONS, kind_of};
+
+/// Outcomes of instances.
+const OUTCOMES: [&str; 13] = [
+    "restarted",
+    "started",
+    "already-restarted",
+    "below-threshold",
+    "skipped",
+    "failed",
+    "busy",
+    "unreachable",
+    "undelivered",
+    "timed-out",
+    "cancelled",
+    "held-back",
+    "unfinished",
+];
+/// Kinds of deliveries, and what became of them.
+const DELIVERIES: [&str; 14] = [
+    "pipeline's event",
+    "deployment's event",
+    "request by hand",
+    "dry run by hand",
+    "event to be ignored",
+    "unreadable event",
+    "the same event twice",
+    "pipeline's and deployment's event",
+    "in a row",
+    "at the same time",
+    "handled at the first run",
+    "handled at the second run",
+    "handled at the third run",
+    "dead-letter queue",
+];
+/// How invocations end.
+const ENDS: [&str; 5] = [
+    "reported",
+    "ignored",
+    "lost",
+    "PublishFailed",
+    "InvalidEvent",
+];
+/// Conditions of hosts, deployments and pipelines.
+const CONDITIONS: [&str; 36] = [
+    "picks nothing up",
+    "not managed",
+    "stopped",
+    "terminated",
+    "MacOS",
+    "rejected by SSM",
+    "without the tag",
+    "connection lost",
+    "slow delivery",
+    "no agent",
+    "agent does not run",
+    "restarted around the deployment",
+    "long lifecycle event",
+    "package manager runs",
+    "long poll that does not end",
+    "not root",
+    "preflight fails",
+    "service manager fails",
+    "old agent survives",
+    "agent goes down",
+    "agent crash-loops",
+    "agent drains",
+    "script hangs",
+    "target that was not reached",
+    "blue target",
+    "scaled in",
+    "launched after the deployment",
+    "instances in two groups",
+    "groups share members",
+    "deleted Auto Scaling group",
+    "on-premises target",
+    "launch deployment of Auto Scaling runs",
+    "another deployment runs",
+    "retried stage",
+    "two deployments to one group",
+    "action of another account",
+];
+const MORE_CONDITIONS: [&str; 8] = [
+    "no document in the region",
+    "somebody else's document",
+    "deployment to no instances",
+    "deployment of Auto Scaling",
+    "automatic update",
+    "action without a deployment id",
+    "late action list",
+    "action still in progress",
+];
+
+/// Counts by table and name.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    runs: usize,
+    sizes: Vec<usize>,
+    calls: usize,
+    tables: BTreeMap<&'static str, BTreeMap<String, usize>>,
+}
+
+impl Tally {
+    /// Every name that must occur, with zero.
+    pub fn new() -> Self {
+        let mut tally = Self {
+            runs: 0,
+            sizes: Vec::new(),
+            calls: 0,
+            tables: BTreeMap::new(),
+        };
+        let faulty = OPERATIONS.map(|(operation, _)| operation);
+        let lifecycles = PASSING
+            .into_iter()
+            .chain(STAYING)
+            .chain([UNKNOWN_LIFECYCLE]);
+        let expected: [(&'static str, Vec<&str>); 9] = [
+            ("faults by kind", KINDS.to_vec()),
+            ("faults by operation", faulty.to_vec()),
+            ("changes in mid-run", CHANGES.to_vec()),
+            ("deliveries", DELIVERIES.to_vec()),
+            ("ends of invocations", ENDS.to_vec()),
+            ("outcomes", OUTCOMES.to_vec()),
+            (
+                "conditions",
+                CONDITIONS.into_iter().chain(MORE_CONDITIONS).collect(),
+            ),
+            ("odd lifecycle states", lifecycles.collect()),
+            ("verbatim answers", verbatim_names()),
+        ];
+        for (table, names) in expected {
+            for name in names {
+                tally.add(table, name, 0);
+            }
+        }
+        tally
+    }
+
+    fn add(&mut self, table: &'static str, name: &str, count: usize) {
+        let table = self.tables.entry(table).or_default();
+        match table.get_mut(name) {
+            Some(known) => *known += count,
+            None => {
+                table.insert(name.to_owned(), count);
+            }
+        }
+    }
+
+    /// Counts what occurred in a run.
+    pub fn count(&mut self, scene: &Scene, course: &Course) {
+        self.runs += 1;
+        self.sizes.push(scene.size());
+        for condition in &scene.conditions {
+            let table = if verbatim_names().contains(condition) {
+                "verbatim answers"
+            } else if is_lifecycle(condition) {
+                "odd lifecycle states"
+            } else {
+                "conditions"
+            };
+            self.add(table, condition, 1);
+        }
+        course.world.read(|_, calls| self.count_calls(calls));
+        let last = course
+            .invocations
+            .iter()
+            .map(|run| run.ended)
+            .fold(0.0, f64::max);
+        for change in scene.changes.iter().filter(|change| change.at <= last) {
+            self.add("changes in mid-run", change.what.name(), 1);
+        }
+        for delivery in scene.tracks.iter().flatten() {
+            for kind in &delivery.kinds {
+                self.add("deliveries", kind, 1);
+            }
+        }
+        for (number, fate) in course.fates.iter().enumerate() {
+            let runs = course
+                .invocations
+                .iter()
+                .filter(|run| run.delivery == number)
+                .count();
+            let name = match (fate, runs) {
+                (Fate::DeadLetter, _) => "dead-letter queue",
+                (Fate::Handled, 1) => "handled at the first run",
+                (Fate::Handled, 2) => "handled at the second run",
+                (Fate::Handled, _) => "handled at the third run",
+            };
+            self.add("deliveries", name, 1);
+        }
+        for invocation in &course.invocations {
+            let end = match &invocation.end {
+                End::Lost => "lost",
+                End::OutOfTime => "out of time",
+                End::Failed(kind) => kind,
+                End::Ignored => "ignored",
+                End::Reported(..) => "reported",
+            };
+            self.add("ends of invocations", end, 1);
+            let End::Reported(report, _) = &invocation.end else {
+                continue;
+            };
+            for problem in report.problems() {
+                self.add(
+                    "problems",
+                    &format!("{}: {}", problem.step, problem.code),
+                    1,
+                );
+            }
+            let groups = report
+                .groups
+                .iter()
+                .flat_map(|group| group.instances.values());
+            for outcome in groups.filter_map(|entry| entry.outcome.as_ref()) {
+                self.add("outcomes", outcome.kind.word(), 1);
+            }
+        }
+    }
+
+    fn count_calls(&mut self, calls: &[Call]) {
+        self.calls += calls.len();
+        for call in calls {
+            if let Some(fault) = &call.fault {
+                self.add("faults by kind", kind_of(fault), 1);
+                self.add("faults by operation", &call.operation, 1);
+            }
+        }
+    }
+
+    /// Adds what another thread counted.
+    pub fn join(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.calls += other.calls;
+        self.sizes.extend(other.sizes);
+        for (table, counts) in other.tables {
+            for (name, count) in counts {
+                self.add(table, &name, count);
+            }
+        }
+    }
+
+    /// What never occurred.
+    pub fn missing(&self) -> Vec<String> {
+        let counts = self.tables.iter();
+        let named = counts.flat_map(|(table, counts)| {
+            counts.iter().map(move |(name, count)| (table, name, count))
+        });
+        named
+            .filter(|(_, _, count)| **count == 0)
+            .map(|(table, name, _)| format!("{table}: {name}"))
+            .collect()
+    }
+}
+
+fn is_lifecycle(word: &str) -> bool {
+    PASSING.contains(&word) || STAYING.contains(&word) || word == UNKNOWN_LIFECYCLE
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sizes = self.sizes.clone();
+        sizes.sort_unstable();
+        let at = |part: usize| {
+            sizes
+                .get((sizes.len() * part / 100).min(sizes.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0)
+        };
+        let large = sizes.iter().filter(|size| **size > 100).count();
+        writeln!(
+            f,
+            "{} worlds, {} calls; instances: 10 % up to {}, median {}, 90 % up to {}, most {}; over 100 in {large}",
+            self.runs,
+            self.calls,
+            at(10),
+            at(50),
+            at(90),
+            at(100)
+        )?;
+        for (table, counts) in &self.tables {
+            writeln!(f, "\n{table}")?;
+            for (name, count) in counts {
+                writeln!(f, "  {count:>9}  {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
