@@ -229,6 +229,12 @@ impl CallError {
             ..
         } = self;
         match self.code.as_str() {
+            _ if self.is_denied() && *operation == "ssm:SendCommand" => {
+                format!(
+                    "allow {operation} in the function's role, on the document {resource} and on the instances \
+                     (if only with a tag: these lack it)"
+                )
+            }
             _ if self.is_denied() => {
                 format!("allow {operation} in the function's role, for {resource}")
             }

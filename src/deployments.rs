@@ -29,6 +29,8 @@ const ACTIONS_PAGE: i32 = 100;
 const QUIET_PAUSE: Duration = Duration::from_secs(10);
 /// … and waited for this long.
 const QUIET_LIMIT: Duration = Duration::from_secs(120);
+/// A single look for other deployments may take this long, retries included.
+const ONLY_LOOK: Duration = Duration::from_secs(30);
 /// Deployment ids in one `BatchGetDeployments` (`API_BatchGetDeployments`).
 const DEPLOYMENTS_BATCH: usize = 25;
 /// Of the successful deployments that `ListDeployments` gives, so many are looked at to find the last one.
@@ -624,10 +626,14 @@ pub async fn quiet(
     patient: bool,
 ) -> Result<Option<String>, Problem> {
     let client = clients.in_region(&group.name.region);
-    let give_up = (Instant::now() + QUIET_LIMIT).min(clock.until());
+    // A call that does not end must not outlast this step by much.
+    let (patience, last_look) = match patient {
+        true => (QUIET_LIMIT, QUIET_PAUSE),
+        false => (Duration::ZERO, ONLY_LOOK),
+    };
+    let give_up = (Instant::now() + patience).min(clock.until());
     loop {
-        // A call that does not end must not outlast this step by more than one pause.
-        let by = (give_up + QUIET_PAUSE).min(clock.until());
+        let by = (give_up + last_look).min(clock.until());
         let running = timeout_at(by, running_deployment(&client, group))
             .await
             .unwrap_or_else(|_| {
@@ -642,7 +648,7 @@ pub async fn quiet(
             return Ok(None);
         };
         let now = Instant::now();
-        if !patient || now >= give_up {
+        if now >= give_up {
             return Ok(Some(id));
         }
         tracing::info!(

@@ -46,9 +46,11 @@ pub struct Fleet {
     pub problem: Option<Problem>,
     /// What the decisions rest on besides the candidates.
     pub circumstances: Circumstances,
-    /// When the lifecycle states were read; just before, no other deployment of the group ran.
+    /// When the lifecycle states were read.
     pub read_at: Instant,
-    /// Another deployment of the group runs.
+    /// When CodeDeploy said whether another deployment of the group runs.
+    pub quiet_at: Instant,
+    /// Another deployment of the group runs, or nobody can say that none does: nothing is sent to.
     pub busy: bool,
 }
 
@@ -71,6 +73,22 @@ impl Fleet {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Whether another deployment of the group runs cannot be said: those that were to be restarted are held
+    /// back.
+    pub fn hold_back(&mut self, problem: Problem) {
+        self.busy = true;
+        for instance in self.instances.values_mut() {
+            if instance.decision.is_open() {
+                let reason = format!("not sent: {}", problem.message);
+                instance.decision = Decision::Leave(Kind::HeldBack, reason);
+            }
+        }
+        self.problem = Some(match self.problem.take() {
+            Some(first) => first.and(Some(problem)),
+            None => problem,
+        });
     }
 
     /// Another deployment of the group still runs: those that were to be restarted are `busy` instead, and
@@ -100,7 +118,7 @@ pub fn send_once(fleets: &mut [Result<Fleet, Unresolved>]) {
         for (id, instance) in &fleet.instances {
             let left_alone = matches!(
                 instance.decision,
-                Decision::Leave(Kind::Busy | Kind::Unreachable, _)
+                Decision::Leave(Kind::Busy | Kind::Unreachable | Kind::HeldBack, _)
             );
             if fleet.busy && left_alone || instance.decision.is_open() {
                 let key = (fleet.group.name.region.clone(), id.clone());
@@ -446,6 +464,7 @@ async fn read(client: &RegionClients, group: &Group, now: Timestamp) -> Result<F
         instances,
         circumstances,
         read_at,
+        quiet_at: read_at,
         busy: false,
         problem: match missing_groups(group, &members.missing) {
             Some(problem) => Some(problem.and(unanswered)),

@@ -66,7 +66,8 @@ use trigger::{EventError, Home, Order, Trigger};
 /// Finding the deployments and then the instances may take this long together, retries included.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
 
-/// That no other deployment of a group ran may be known for this long when its first command is sent.
+/// When the groups are ready, those are asked once more whose answer that no other deployment runs is older
+/// than this.
 const QUIET_AGE: Duration = Duration::from_secs(10);
 
 /// Why an invocation fails.
@@ -161,7 +162,7 @@ impl Restarter {
         });
         let mut fleets = join_all(fleets).await;
         if !dry_run {
-            self.look_again(&mut fleets, clock).await;
+            self.check_quiet_again(&mut fleets, clock).await;
         }
         fleet::send_once(&mut fleets);
 
@@ -237,10 +238,12 @@ impl Restarter {
         let group = group?;
         let find = async {
             let other = deployments::quiet(&self.clients, &group, clock, patient).await?;
+            let quiet_at = Instant::now();
             let by = (Instant::now() + left).min(clock.until());
             let mut fleet = timeout_at(by, fleet::find(&self.clients, &group, clock))
                 .await
                 .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
+            fleet.quiet_at = quiet_at;
             if let Some(id) = other {
                 fleet.mark_busy(&id);
             }
@@ -251,16 +254,16 @@ impl Restarter {
     }
 
     /// While one group waited, a deployment of another may have begun: asks those again whose answer is old.
-    async fn look_again(&self, fleets: &mut [Result<Fleet, Unresolved>], clock: &Clock) {
+    async fn check_quiet_again(&self, fleets: &mut [Result<Fleet, Unresolved>], clock: &Clock) {
         let looks = fleets.iter_mut().map(async |found| {
             let Ok(fleet) = found else { return };
-            if fleet.busy || fleet.read_at.elapsed() < QUIET_AGE {
+            if fleet.busy || fleet.quiet_at.elapsed() < QUIET_AGE {
                 return;
             }
             match deployments::quiet(&self.clients, &fleet.group, clock, false).await {
                 Ok(None) => {}
                 Ok(Some(id)) => fleet.mark_busy(&id),
-                Err(problem) => *found = Err(fleet.group.clone().unresolved(problem)),
+                Err(problem) => fleet.hold_back(problem),
             }
         });
         join_all(looks).await;

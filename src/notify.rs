@@ -170,8 +170,7 @@ async fn publish_one(
 
 /// What failed, where: one line, for the subject, text messages and the first line of the text.
 fn headline(report: &Report) -> String {
-    let attention: usize = report.groups.iter().map(GroupReport::attention_count).sum();
-    let all: usize = report.groups.iter().map(|g| g.instances.len()).sum();
+    let (attention, all) = report.instance_counts();
     let level = report.severity().word().to_uppercase();
     let what = report.order.subject.words();
     match (attention, report.has_problem()) {
@@ -348,7 +347,8 @@ fn general_advice(outcome: &Outcome) -> &'static str {
         }
         (Kind::Cancelled, _) => "find out who cancelled it, then repeat by hand",
         (Kind::HeldBack, _) => {
-            "its lifecycle state is unknown to this function: repeat by hand when it is InService"
+            "if a call failed, do what the problem says; if its lifecycle state is unknown, wait until it is \
+             InService; then repeat by hand"
         }
         (Kind::Unfinished, _) => {
             "see the command's result in Systems Manager, Run Command; then repeat by hand"

@@ -107,11 +107,11 @@ pub struct Outcome {
     pub command_id: Option<String>,
     /// Memory of the agent before and after, when the document reported it.
     pub memory: Option<Memory>,
-    /// What lies behind it, where people are to do something else for it.
+    /// Decides what people are to do, where kind and code alone do not.
     pub cause: Option<Cause>,
 }
 
-/// Why an instance was not sent to.
+/// What stood in the way of a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// More restarts failed than `MAX_ERRORS` allows.
@@ -261,6 +261,7 @@ impl Problem {
     pub fn and(self, other: Option<Self>) -> Self {
         match other {
             None => self,
+            Some(other) if other == self => self,
             Some(other) => Self {
                 step: self.step,
                 code: self.code,

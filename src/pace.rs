@@ -23,6 +23,7 @@ pub struct Pace {
 
 /// The right to make one call, until it is dropped.
 #[derive(Debug)]
+#[must_use = "the call is over when the turn is dropped"]
 pub struct Turn {
     _permit: Option<OwnedSemaphorePermit>,
 }

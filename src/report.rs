@@ -228,6 +228,22 @@ impl Report {
             .unwrap_or(Severity::Ok)
     }
 
+    /// How many instances need attention, and how many there are; one that is in two groups is one.
+    pub fn instance_counts(&self) -> (usize, usize) {
+        let (mut attention, mut all) = (BTreeSet::new(), BTreeSet::new());
+        for group in &self.groups {
+            for (id, entry) in &group.instances {
+                let instance = (&group.name.region, id);
+                let outcome = entry.outcome.as_ref();
+                if outcome.is_some_and(|outcome| outcome.kind.needs_attention()) {
+                    attention.insert(instance);
+                }
+                all.insert(instance);
+            }
+        }
+        (attention.len(), all.len())
+    }
+
     /// The groups as people are to read of them: the worst first, and else in their order.
     pub fn worst_first(&self) -> Vec<&GroupReport> {
         let mut groups: Vec<&GroupReport> = self.groups.iter().collect();

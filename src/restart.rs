@@ -17,6 +17,7 @@ use crate::fleet::{self, Decision, Fleet};
 use crate::outcome::{Cause, Kind, Outcome, Problem, Progress, of_invocation};
 use crate::settings::Settings;
 
+const POLL: &str = "ssm:ListCommandInvocations";
 /// Instance ids in one `SendCommand` (`API_SendCommand`).
 const IDS_PER_COMMAND: usize = 50;
 /// Invocations on one page of `ListCommandInvocations`.
@@ -28,11 +29,14 @@ const DELIVERY_SECONDS: i32 = 120;
 /// Beyond the busy wait, the longest that the document may run before Systems Manager kills it, in seconds.
 /// The document's own deadline lies 60 s earlier, so that it still prints its line.
 const EXECUTION_SECONDS: u32 = 360;
-/// An instance that has waited this long for its turn no longer holds its slot. Systems Manager itself says
+/// An instance that has waited this long for the command no longer holds its slot. Systems Manager itself says
 /// `DeliveryTimedOut` only after the execution timeout on top.
 const UNDELIVERED_AFTER: Duration = Duration::from_secs(150);
 /// The shortest pause between two looks at the open commands.
 const TICK: Duration = Duration::from_secs(5);
+/// Beyond the pace of its calls, a look at the open commands may take this long: whoever has not answered by
+/// then is asked again at the next look, and does not keep the others' results.
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
 /// Open commands that are looked at per second of pause: with many, the pause grows.
 const COMMANDS_PER_SECOND: usize = 4;
 /// Nothing is sent later than the busy wait and this many seconds before the end.
@@ -76,6 +80,8 @@ pub async fn restart(
         offline: fleet.offline(),
         open: BTreeMap::new(),
         commands: BTreeMap::new(),
+        unanswered: None,
+        stopped: false,
         results: Results::default(),
     };
     while run.advance().await {}
@@ -102,16 +108,22 @@ struct Run<'a> {
     queue: VecDeque<String>,
     /// Offline, with the reason; asked for once when nothing else is open.
     offline: Vec<(String, String)>,
-    /// Sent, without an outcome.
+    /// CommandProgress, without an outcome.
     open: BTreeMap<String, Open>,
     /// The commands sent so far, by id.
-    commands: BTreeMap<String, Sent>,
+    commands: BTreeMap<String, CommandProgress>,
+    /// A command whose last look got no answer in time.
+    unanswered: Option<String>,
+    /// A call said that nothing more may be sent.
+    stopped: bool,
     results: Results,
 }
 
 /// Instances that one command is to go to.
 struct Chunk {
     ids: Vec<String>,
+    /// When the lifecycle states of these were read.
+    read_at: Instant,
     /// Lifecycle and inventory were read again after a refusal.
     decided_again: bool,
 }
@@ -121,7 +133,8 @@ impl Chunk {
         let (left, right) = self.ids.split_at(self.ids.len() / 2);
         [left, right].map(|ids| Self {
             ids: ids.to_vec(),
-            decided_again: true,
+            read_at: self.read_at,
+            decided_again: self.decided_again,
         })
     }
 }
@@ -137,10 +150,11 @@ struct Open {
 
 /// A command, as its invocations show it.
 ///
-/// Explicit ids are believed to go out at once; then those that do not start are late by the time of sending.
+/// Explicit ids are believed to go out at once; then the wait for those that do not start counts from the
+/// sending.
 /// Should Systems Manager hand them out in waves of 1, 2, 4, … as it documents for targets, each wave when the
 /// one before has ended, then nobody is late as long as the command moves.
-struct Sent {
+struct CommandProgress {
     at: Instant,
     /// When something of it was last seen to run or to end.
     moved: Instant,
@@ -152,8 +166,8 @@ struct Sent {
     at_once: bool,
 }
 
-impl Sent {
-    fn now() -> Self {
+impl CommandProgress {
+    fn new() -> Self {
         let now = Instant::now();
         Self {
             at: now,
@@ -206,14 +220,12 @@ impl Run<'_> {
             }
         }
         sleep_until((Instant::now() + tick).min(until)).await;
-        let looked = timeout_at(until, self.look()).await;
-        match looked {
-            Ok(Ok(())) => Instant::now() < until,
-            Ok(Err(error)) => {
+        match self.look(tick).await {
+            Ok(()) => Instant::now() < until,
+            Err(error) => {
                 self.note_problem(Problem::of_call("poll", &error));
                 false
             }
-            Err(_) => false,
         }
     }
 
@@ -251,11 +263,13 @@ impl Run<'_> {
         let ids: Vec<String> = self.queue.drain(..count).collect();
         let chunks = ids.chunks(IDS_PER_COMMAND).map(|ids| Chunk {
             ids: ids.to_vec(),
+            read_at: self.fleet.read_at,
             decided_again: false,
         });
         let mut chunks: VecDeque<Chunk> = chunks.collect();
         while let Some(chunk) = chunks.pop_front() {
             if let Err(stop) = self.send_chunk(chunk, &mut chunks).await {
+                self.stopped = true;
                 self.hold_back(chunks.into_iter().flat_map(|chunk| chunk.ids), &stop);
                 self.hold_back_queue(&stop);
                 return;
@@ -277,7 +291,9 @@ impl Run<'_> {
         if chunk.ids.is_empty() {
             return Ok(());
         }
-        let left = self.time_to_send().unwrap_or_default();
+        let Some(left) = self.time_to_send() else {
+            return self.stop(chunk.ids, no_time());
+        };
         let sent = match timeout(left, self.client.ssm_pace.turn()).await {
             Ok(_turn) => self.send(&chunk.ids).await,
             Err(_) => return self.stop(chunk.ids, no_time()),
@@ -291,7 +307,7 @@ impl Run<'_> {
             // One id that the service refuses spoils its whole command. It may have gone since the fleet was
             // read; if not, the chunk is halved until the culprit stands alone.
             Err(error) if error.code == "InvalidInstanceId" => {
-                self.look_closer(chunk, error, chunks).await
+                self.after_refusal(chunk, error, chunks).await
             }
             // Under a condition on tags, one instance without the tag denies its whole command.
             Err(error) if error.is_denied() => {
@@ -300,7 +316,7 @@ impl Run<'_> {
                     self.note_problem(Problem::of_call("send", &error));
                     return self.stop(chunk.ids, not_sent(&error.message));
                 }
-                self.look_closer(chunk, error, chunks).await
+                self.after_refusal(chunk, error, chunks).await
             }
             Err(error) => {
                 let stop = not_sent(&format!("{}: {}", error.code, error.message));
@@ -340,9 +356,9 @@ impl Run<'_> {
         Err(outcome)
     }
 
-    /// The chunk without those that began to leave since the fleet was read, if that is a while ago.
+    /// The chunk without those that began to leave since their lifecycle was read, if that is a while ago.
     async fn refresh(&mut self, chunk: Chunk) -> Result<Chunk, Outcome> {
-        match self.fleet.read_at.elapsed() > LIFECYCLE_AGE && !chunk.decided_again {
+        match chunk.read_at.elapsed() > LIFECYCLE_AGE {
             true => self.decide_again(chunk, false).await,
             false => Ok(chunk),
         }
@@ -351,19 +367,13 @@ impl Run<'_> {
     /// The chunk without those that a second look leaves alone; these get their outcome.
     async fn decide_again(&mut self, chunk: Chunk, inventory: bool) -> Result<Chunk, Outcome> {
         let circumstances = self.fleet.circumstances;
+        let read_at = Instant::now();
         let again = fleet::decide_again(&self.client, &chunk.ids, circumstances, inventory);
-        let decisions = timeout_at(self.clock.until(), again)
-            .await
-            .unwrap_or_else(|_| {
-                let operation = "autoscaling:DescribeAutoScalingInstances";
-                Err(CallError::out_of_time(
-                    operation,
-                    "the instances to restart",
-                ))
-            });
-        let decisions = match decisions {
-            Ok(decisions) => decisions,
-            Err(error) => {
+        // An answer that comes too late to send is of no use, and nobody looks at the commands meanwhile.
+        let decisions = match timeout(self.time_to_send().unwrap_or_default(), again).await {
+            Err(_) => return self.stop(chunk.ids, no_time()),
+            Ok(Ok(decisions)) => decisions,
+            Ok(Err(error)) => {
                 self.note_problem(Problem::of_call("send", &error));
                 let outcome = not_sent(&format!("{}: {}", error.code, error.message));
                 return self.stop(chunk.ids, outcome);
@@ -379,12 +389,13 @@ impl Run<'_> {
         }
         Ok(Chunk {
             ids,
-            decided_again: inventory,
+            read_at,
+            decided_again: chunk.decided_again || inventory,
         })
     }
 
     /// A chunk that was refused: the first time its instances are read again; if none has left, it is halved.
-    async fn look_closer(
+    async fn after_refusal(
         &mut self,
         chunk: Chunk,
         error: CallError,
@@ -427,7 +438,8 @@ impl Run<'_> {
             "sent restart command {command_id} to {} instances",
             ids.len()
         );
-        self.commands.insert(command_id.to_owned(), Sent::now());
+        self.commands
+            .insert(command_id.to_owned(), CommandProgress::new());
         for id in ids {
             let open = Open {
                 command_id: command_id.to_owned(),
@@ -441,14 +453,17 @@ impl Run<'_> {
     /// Those that were offline get a second chance, once. Whether any is back.
     async fn ask_again(&mut self) -> bool {
         let offline = std::mem::take(&mut self.offline);
-        if offline.is_empty() || self.too_late() {
+        let Some(left) = self.time_to_send().filter(|_| !self.stopped) else {
             self.give_up(offline);
+            return false;
+        };
+        if offline.is_empty() {
             return false;
         }
         let ids: Vec<String> = offline.iter().map(|(id, _)| id.clone()).collect();
         let circumstances = self.fleet.circumstances;
         let again = fleet::decide_again(&self.client, &ids, circumstances, true);
-        match timeout_at(self.clock.until(), again).await {
+        match timeout(left, again).await {
             Ok(Ok(decisions)) => {
                 for (id, decision) in decisions {
                     match decision {
@@ -521,13 +536,27 @@ impl Run<'_> {
         ]
     }
 
-    /// Looks at every open command once.
-    async fn look(&mut self) -> Result<(), CallError> {
+    /// Looks at every open command once. `pace` is what the calls need for themselves.
+    async fn look(&mut self, pace: Duration) -> Result<(), CallError> {
         let commands = self.open_commands();
         let client = &self.client;
-        let answers = join_all(commands.iter().map(|id| list_invocations(client, id))).await;
+        let now = Instant::now();
+        let by = (now + pace + LOOK_LIMIT).min(self.clock.until());
+        let looks = commands.iter().map(async |id| {
+            let invocations = timeout_at(by, list_invocations(client, id)).await;
+            invocations.ok().transpose()
+        });
+        let answers = join_all(looks).await;
+        let cut = commands
+            .iter()
+            .zip(&answers)
+            .find(|(_, answer)| matches!(answer, Ok(None)));
+        // A look that begins just before the end has no chance, and says nothing.
+        if by.duration_since(now) >= pace {
+            self.unanswered = cut.map(|(command, _)| command.clone());
+        }
         // What one command's answer says counts, though another's is missing.
-        let found: Vec<&CommandInvocation> = answers.iter().flatten().flatten().collect();
+        let found: Vec<&CommandInvocation> = answers.iter().flatten().flatten().flatten().collect();
         let mut running = BTreeMap::new();
         for invocation in found {
             let Some(id) = invocation.instance_id() else {
@@ -559,7 +588,7 @@ impl Run<'_> {
         let answered = commands
             .iter()
             .zip(&answers)
-            .filter(|(_, answer)| answer.is_ok());
+            .filter(|(_, answer)| matches!(answer, Ok(Some(_))));
         let answered: BTreeSet<&String> = answered.map(|(command, _)| command).collect();
         for sent in self.commands.values_mut() {
             sent.note_waves();
@@ -571,7 +600,7 @@ impl Run<'_> {
             }
             let started = running.remove(id.as_str());
             let sent = self.commands.get(&open.command_id);
-            open.late = started.is_none() && sent.is_some_and(Sent::is_late);
+            open.late = started.is_none() && sent.is_some_and(CommandProgress::is_late);
             open.unknown_status = started.flatten();
         }
         match answers.into_iter().find_map(Result::err) {
@@ -625,6 +654,11 @@ impl Run<'_> {
         }
         let offline = std::mem::take(&mut self.offline);
         self.give_up(offline);
+        let unanswered = self.unanswered.take().filter(|_| !self.open.is_empty());
+        if let Some(command) = unanswered {
+            let error = CallError::out_of_time(POLL, format!("command {command}"));
+            self.note_problem(Problem::of_call("poll", &error));
+        }
         for (id, open) in std::mem::take(&mut self.open) {
             let outcome = if open.late {
                 Outcome::of(
@@ -687,8 +721,7 @@ async fn list_invocations(
     client: &RegionClients,
     command_id: &str,
 ) -> Result<Vec<CommandInvocation>, CallError> {
-    const OPERATION: &str = "ssm:ListCommandInvocations";
-    pages(OPERATION, |token| async move {
+    pages(POLL, |token| async move {
         let _turn = client.ssm_pace.turn().await;
         let page = client
             .ssm
@@ -699,7 +732,7 @@ async fn list_invocations(
             .set_next_token(token)
             .send()
             .await
-            .map_err(|error| CallError::new(OPERATION, format!("command {command_id}"), &error))?;
+            .map_err(|error| CallError::new(POLL, format!("command {command_id}"), &error))?;
         Ok((
             page.command_invocations.unwrap_or_default(),
             page.next_token,

@@ -454,3 +454,28 @@ impl Fields {
 fn shown(value: &Value) -> String {
     plain(&value.to_string(), 80)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_function_s_arn_says_where_it_lives() {
+        let home =
+            Home::of_function("arn:aws:lambda:eu-west-1:123456789012:function:restarter:live");
+        let expected = Home {
+            account: "123456789012".to_owned(),
+            region: "eu-west-1".to_owned(),
+            function: "restarter".to_owned(),
+        };
+        assert_eq!(home, Some(expected));
+        for arn in [
+            "restarter",
+            "arn:aws:lambda:eu-west-1:123456789012:function",
+            "arn:aws:lambda:eu-west-1:12345678901:function:restarter",
+            "arn:aws:lambda:EU WEST:123456789012:function:restarter",
+        ] {
+            assert_eq!(Home::of_function(arn), None, "{arn}");
+        }
+    }
+}

@@ -196,8 +196,10 @@ impl Draft {
         match rng.u32(..100) {
             0..=6 => rng.usize(..=2),
             7..=44 => rng.usize(3..=22),
-            45..=87 => rng.usize(23..=100),
-            _ => rng.usize(101..=300),
+            45..=82 => rng.usize(23..=60),
+            83..=87 => rng.usize(61..=100),
+            88..=97 => rng.usize(101..=160),
+            _ => rng.usize(161..=300),
         }
     }
 

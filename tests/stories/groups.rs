@@ -1,9 +1,11 @@
 //! An event of several deployment groups.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde_json::json;
 use sim::{Action, AgentFault, Deployment, DeploymentGroup, Fault, Host, Target};
+use tokio::time::sleep;
 
 use super::support::{REGION, Story, commands, id, most_at_once};
 
@@ -393,4 +395,34 @@ async fn a_deployment_that_begins_while_a_sister_group_waits_is_not_met_by_a_res
             flight.sent
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_nobody_can_say_any_more_whether_a_deployment_runs_everybody_is_held_back() {
+    // The other group waits for 95 s. Then the first one's answer is old, and cannot be had again.
+    let story = with_separate_group(Story::of(2), REGION, 11..=12).given(|state| {
+        let mut other = state.deployment("d-BACK00001").clone();
+        other.id = "d-RUNNING01".to_owned();
+        other.completed_at = Some(95.0);
+        state.region(REGION).deployments.push(other);
+        state.host(&id(2)).managed = false;
+    });
+    let refusal = async {
+        sleep(Duration::from_secs(99)).await;
+        story.world.with(|state| {
+            state.faults.push(sim::Fault {
+                operation: "ListDeployments".to_owned(),
+                code: Some("AccessDeniedException".to_owned()),
+                after: 1,
+                times: 100,
+                ..sim::Fault::default()
+            });
+        });
+    };
+    let (told, ()) = tokio::join!(story.run(), refusal);
+    let first = &told.answer["groups"][0];
+    assert_eq!(first["counts"], json!({"held-back": 1, "unreachable": 1}));
+    assert_eq!(first["problem"]["step"], "quiet");
+    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 2}));
+    assert_eq!(story.sent_to(), [id(11), id(12)]);
 }

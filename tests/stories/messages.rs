@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sim::{AgentFault, Answer};
 
-use super::support::{IN_WAVES, Story, event, id, request};
+use super::support::{IN_WAVES, REGION, Story, event, id, request};
 
 #[tokio::test(start_paused = true)]
 async fn the_metrics_of_a_group() {
@@ -616,4 +616,20 @@ async fn the_mail_about_a_problem() {
     Repeat by hand (leaves agents alone that are fresh by now):
       aws lambda invoke --region us-east-1 --function-name restarter --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
     "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_can_filter_on_the_group_that_was_ordered_though_it_was_not_found() {
+    let story = Story::of(1).given(|state| {
+        let region = state.region(REGION);
+        region.deployments.clear();
+        region.deployment_groups.clear();
+    });
+    story.event(&request(json!({}))).await;
+    let attributes = story.message().attributes;
+    let groups = &attributes["deploymentGroup"];
+    assert_eq!(groups["Type"], "String.Array");
+    assert_eq!(groups["Value"], json!([sim::DEPLOYMENT_GROUP]).to_string());
+    let applications = &attributes["application"];
+    assert_eq!(applications["Value"], json!([sim::APPLICATION]).to_string());
 }

@@ -323,3 +323,44 @@ async fn after_a_denial_an_instance_that_left_since_is_skipped() {
     );
     assert!(!story.sent_to().contains(&id(7)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_a_slow_second_look_it_may_be_too_late_to_send() {
+    // Commands may leave until 465 - 45 - 240 = 180 s after the start. The second one's turn comes before
+    // that; but reading its lifecycle again takes until after it.
+    let story = Story::of(2)
+        .timeout(465)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| {
+            state.host(&id(1)).agent.restart_seconds = 140.0;
+            state.faults.push(Fault {
+                operation: "DescribeAutoScalingInstances".to_owned(),
+                times: 6,
+                ..Fault::default()
+            });
+        });
+    let told = story.run().await;
+    let sent = story.times_of("SendCommand");
+    assert!(sent.iter().all(|at| *at <= 180.0), "{sent:?}");
+    assert_eq!(told.counts(), &json!({"held-back": 1, "restarted": 1}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn halves_of_a_refused_command_are_read_again_after_60_seconds_too() {
+    // One of 32 cannot be sent to. Finding it takes more than a minute, in which another begins to leave.
+    let story = Story::of(32).given(|state| {
+        state.latency = 8.0;
+        state.host(&id(1)).denied = true;
+    });
+    let leaves = async {
+        while story.count("SendCommand") < 3 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        story
+            .world
+            .with(|state| *state.lifecycle(&id(32)) = "Terminating:Wait".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), leaves);
+    assert!(!story.sent_to().contains(&id(32)), "{:?}", told.counts());
+    assert_eq!(told.counts()["skipped"], 1, "{:#}", told.answer);
+}
