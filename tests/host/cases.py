@@ -834,7 +834,7 @@ def ended_at(stage, name, number, stage_of_run):
             host.wait_for("the hook in the race", 30, lambda: "d-RACE started" in host.log())
             host.wait_for("the queued restart", 20, lambda: "restart" in host.run("systemctl list-jobs --no-legend").stdout)
         else:
-            host.wait_for("the new poller", 30, lambda: host.agent() and host.agent()[0].identity != before[0].identity)
+            host.wait_for("the new poller", 30, lambda: (host.agent() or before)[0].identity != before[0].identity)
             time.sleep(1)
         run.signal(number)
         if number == signal.SIGTERM:

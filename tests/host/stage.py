@@ -413,6 +413,11 @@ class Host:
         poller = self.poller_of(masters[0])
         return (masters[0], poller) if poller else None
 
+    def agent_of_its_file(self):
+        """The one agent, when its master is the one that the PID file names."""
+        agent = self.agent()
+        return agent if agent and self.read(self.pid_file()).strip() == str(agent[0].pid) else None
+
     def memory(self, process):
         return int(re.search(r"VmRSS:\s*(\d+)", pathlib.Path(f"/proc/{process.outer}/status").read_text())[1])
 
@@ -436,7 +441,7 @@ class Host:
         return self.wait_for_agent()
 
     def wait_for_agent(self, limit=30):
-        self.wait_for("an agent with a ready poller", limit, lambda: self.agent() and self.read(self.pid_file()).strip() == str(self.agent()[0].pid))
+        self.wait_for("an agent with a ready poller", limit, self.agent_of_its_file)
         return self.agent()
 
     def pid_file(self):
