@@ -64,7 +64,7 @@ impl Fleet {
             .collect()
     }
 
-    /// The instances that were offline, with the reason: they are asked for once more at the end.
+    /// The instances that were offline, with the reason: they are asked for once more.
     pub fn offline(&self) -> Vec<(String, String)> {
         self.instances
             .iter()
@@ -175,7 +175,7 @@ pub struct Instance {
 pub enum Decision {
     /// Its agent is to be restarted.
     Restart(String),
-    /// Systems Manager shows it as offline: to be asked once more when nothing else is open.
+    /// Systems Manager shows it as offline: to be asked once more, as late as it makes sense.
     AskAgain(String),
     /// Another group of the same event restarts it; its outcome, whatever it is, stands here too.
     Elsewhere(GroupName),

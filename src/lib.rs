@@ -21,7 +21,9 @@
 //! deployment of the group runs, and the rest, less 45 s for the report, to send and wait. How many
 //! instances restart at the same time, and when to stop after failures, is decided in [`restart`]. Whoever is
 //! left at the end is reported too: not sent to (`held-back`), without a result (`unfinished`), or `busy`
-//! because another deployment ran, whose own success brings the restart.
+//! because another deployment ran, whose own success brings the restart if the function hears of it. Of
+//! several groups all are found before anything is sent, so that an instance in two of them is sent to once;
+//! a group that had to wait for the others is asked again whether it is still quiet.
 //!
 //! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
 //! the host, by the Run Command document. So an event may be delivered twice, a request repeated, and an

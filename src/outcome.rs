@@ -43,7 +43,7 @@ pub enum Kind {
     TimedOut,
     /// Somebody cancelled the command.
     Cancelled,
-    /// Not sent to, on purpose: the brake, the time limit, or a failed call.
+    /// Not sent to: the brake, the time limit, a failed call, or a lifecycle state that is unknown.
     HeldBack,
     /// Sent, but without a result when the function had to report.
     Unfinished,

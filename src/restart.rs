@@ -106,7 +106,7 @@ struct Run<'a> {
     denied: Vec<(String, CallError)>,
     /// Not sent yet, ascending.
     queue: VecDeque<String>,
-    /// Offline, with the reason; asked for once when nothing else is open.
+    /// Offline, with the reason; asked for once when nothing else is open, or at the last moment to send.
     offline: Vec<(String, String)>,
     /// CommandProgress, without an outcome.
     open: BTreeMap<String, Open>,
