@@ -241,7 +241,7 @@ impl Restarter {
         let find = async {
             let other = deployments::quiet(&self.clients, &group, clock, patient).await?;
             let quiet_at = Instant::now();
-            let by = (Instant::now() + left).min(clock.until());
+            let by = (quiet_at + left).min(clock.until());
             let mut fleet = timeout_at(by, fleet::find(&self.clients, &group, clock))
                 .await
                 .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;

@@ -277,8 +277,8 @@ impl Run<'_> {
         }
     }
 
-    /// Sends one command, or puts what is left of the chunk back. An error says that nothing more may be sent: what
-    /// that is for everybody who has not been.
+    /// Sends one command, or puts what is left of the chunk back. An error means that nothing more may be
+    /// sent: it is the outcome of everybody who has not been sent to.
     async fn send_chunk(
         &mut self,
         chunk: Chunk,
@@ -571,14 +571,14 @@ impl Run<'_> {
             match of_invocation(invocation) {
                 Progress::Waiting => {}
                 Progress::Running(unknown_status) => {
-                    if let Some(sent) = self.commands.get_mut(command) {
-                        sent.note_run(id);
+                    if let Some(progress) = self.commands.get_mut(command) {
+                        progress.note_run(id);
                     }
                     running.insert(id, unknown_status);
                 }
                 Progress::Done(outcome) => {
-                    if let Some(sent) = self.commands.get_mut(command) {
-                        sent.note_end(id);
+                    if let Some(progress) = self.commands.get_mut(command) {
+                        progress.note_end(id);
                     }
                     self.open.remove(id);
                     self.settle(id.to_owned(), outcome);
@@ -590,8 +590,8 @@ impl Run<'_> {
             .zip(&answers)
             .filter(|(_, answer)| matches!(answer, Ok(Some(_))));
         let answered: BTreeSet<&String> = answered.map(|(command, _)| command).collect();
-        for sent in self.commands.values_mut() {
-            sent.note_waves();
+        for progress in self.commands.values_mut() {
+            progress.note_waves();
         }
         for (id, open) in &mut self.open {
             // Of a command whose answer is missing nothing new is known.
@@ -599,8 +599,8 @@ impl Run<'_> {
                 continue;
             }
             let started = running.remove(id.as_str());
-            let sent = self.commands.get(&open.command_id);
-            open.late = started.is_none() && sent.is_some_and(CommandProgress::is_late);
+            let progress = self.commands.get(&open.command_id);
+            open.late = started.is_none() && progress.is_some_and(CommandProgress::is_late);
             open.unknown_status = started.flatten();
         }
         match answers.into_iter().find_map(Result::err) {
