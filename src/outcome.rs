@@ -180,6 +180,11 @@ impl Outcome {
             _ => false,
         }
     }
+
+    /// Whether another command is restarting the agent.
+    pub fn restarts_elsewhere(&self) -> bool {
+        self.code == Some(22)
+    }
 }
 
 /// How bad a report is; the worst of its parts.

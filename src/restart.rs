@@ -27,7 +27,6 @@ const MAX_COMMENT: usize = 100;
 /// Seconds within which Systems Manager must deliver the command (`TimeoutSeconds`).
 const DELIVERY_SECONDS: i32 = 120;
 /// Beyond the busy wait, the longest that the document may run before Systems Manager kills it, in seconds.
-/// The document's own deadline lies 60 s earlier, so that it still prints its line.
 const EXECUTION_SECONDS: u32 = 360;
 /// An instance that has waited this long for the command no longer holds its slot. Systems Manager itself says
 /// `DeliveryTimedOut` only after the execution timeout on top.
@@ -39,6 +38,8 @@ const TICK: Duration = Duration::from_secs(5);
 const LOOK_LIMIT: Duration = Duration::from_secs(60);
 /// Open commands that are looked at per second of pause: with many, the pause grows.
 const COMMANDS_PER_SECOND: usize = 4;
+/// The document's own deadline, also beyond the busy wait: it lies earlier, so that it still prints its line.
+const DOCUMENT_SECONDS: u32 = EXECUTION_SECONDS - 60;
 /// Nothing is sent later than the busy wait and this many seconds before the end.
 const LAST_SEND_SECONDS: u64 = 120;
 
@@ -79,6 +80,7 @@ pub async fn restart(
         queue: ids.into(),
         offline: fleet.offline(),
         open: BTreeMap::new(),
+        elsewhere: Vec::new(),
         commands: BTreeMap::new(),
         unanswered: None,
         stopped: false,
@@ -108,8 +110,11 @@ struct Run<'a> {
     queue: VecDeque<String>,
     /// Offline, with the reason; asked for once when nothing else is open, or at the last moment to send.
     offline: Vec<(String, String)>,
-    /// CommandProgress, without an outcome.
+    /// Sent to, and without an outcome.
     open: BTreeMap<String, Open>,
+    /// Until when restarts that another command began may run: they hold slots too. When the reply of
+    /// `SendCommand` gets lost, that other command is an earlier attempt of the SDK's.
+    elsewhere: Vec<Instant>,
     /// The commands sent so far, by id.
     commands: BTreeMap<String, CommandProgress>,
     /// A command whose last look got no answer in time.
@@ -233,6 +238,11 @@ impl Run<'_> {
         self.open.values().filter(|open| !open.late).count()
     }
 
+    fn restarting_elsewhere(&self) -> usize {
+        let now = Instant::now();
+        self.elsewhere.iter().filter(|until| **until > now).count()
+    }
+
     fn open_commands(&self) -> BTreeSet<String> {
         self.open
             .values()
@@ -254,7 +264,7 @@ impl Run<'_> {
             self.hold_back_queue(&held_back(Cause::TooManyErrors, reason));
             return;
         }
-        let in_flight = self.in_flight();
+        let in_flight = self.in_flight() + self.restarting_elsewhere();
         let free = self.window.saturating_sub(in_flight);
         if in_flight > 0 && free * 4 < self.window {
             return;
@@ -581,6 +591,11 @@ impl Run<'_> {
                         progress.note_end(id);
                     }
                     self.open.remove(id);
+                    if outcome.restarts_elsewhere() {
+                        let longest = self.settings.busy_wait_seconds + DOCUMENT_SECONDS;
+                        self.elsewhere
+                            .push(Instant::now() + Duration::from_secs(longest.into()));
+                    }
                     self.settle(id.to_owned(), outcome);
                 }
             }

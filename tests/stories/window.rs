@@ -1,7 +1,7 @@
 //! How many restarts are in flight at the same time, and when failures stop the sending.
 
 use serde_json::json;
-use sim::{AgentFault, Answer};
+use sim::{AgentFault, Answer, Fault, FaultKind};
 use tokio::time::sleep;
 
 use std::time::Duration;
@@ -114,6 +114,34 @@ async fn the_window_is_refilled_when_a_quarter_of_it_is_free() {
         "{sizes:?}"
     );
     assert_eq!(sizes.iter().sum::<usize>(), 16);
+}
+
+/// When the reply of `SendCommand` gets lost, the SDK sends a second command. Its script finds the first one's at
+/// work and ends at once, and its slot was given to the next instance: with three lost replies, twelve of ten
+/// restarted at the same time.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_another_command_restarts_keeps_its_slot() {
+    let story = Story::of(2)
+        .setting("MAX_CONCURRENCY", "1")
+        .setting("BUSY_WAIT_SECONDS", "0")
+        .given(|state| {
+            state.host(&id(1)).agent.restart_seconds = 100.0;
+            state.faults.push(Fault {
+                operation: "SendCommand".to_owned(),
+                kind: FaultKind::NoReplyAfter,
+                times: 1,
+                ..Fault::default()
+            });
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 1}));
+    assert_eq!(story.sent_to(), [id(1), id(1), id(2)]);
+    let flights = story.flights();
+    let refused = flights[1].ended.expect("it ended with code 22");
+    // The script's own deadline, and a look.
+    let pause = flights[2].sent - refused;
+    assert!((300.0..=310.0).contains(&pause), "{pause} s");
+    assert!(flights[0].ended.expect("it restarted the agent") < flights[2].sent);
 }
 
 #[tokio::test(start_paused = true)]
