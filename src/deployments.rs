@@ -257,6 +257,7 @@ async fn of_pipeline(
                 "repeat by hand with the application and the deployment group",
             ));
         }
+        tracing::info!("the list of execution {execution_id} lags behind its event: asking again");
         sleep(LIST_LAG_PAUSE).await;
     };
     let succeeded: Vec<&ActionExecutionDetail> = rows
@@ -687,4 +688,34 @@ async fn running_deployment(
         .into_iter()
         .filter(|id| !not_counted.contains(&id.as_str()))
         .min())
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_codepipeline::primitives::DateTime;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_row_counts_wherever_it_stands_in_the_list() {
+        let row = |id: &str, seconds| {
+            ActionExecutionDetail::builder()
+                .stage_name("Deploy")
+                .action_name("Deploy")
+                .action_execution_id(id)
+                .last_update_time(DateTime::from_secs(seconds))
+                .build()
+        };
+        for rows in [
+            [row("old", 1), row("new", 2)],
+            [row("new", 2), row("old", 1)],
+        ] {
+            let newest = newest_per_action(rows.iter());
+            let ids: Vec<_> = newest
+                .values()
+                .filter_map(|row| row.action_execution_id())
+                .collect();
+            assert_eq!(ids, ["new"]);
+        }
+    }
 }

@@ -852,3 +852,103 @@ fn was_reached(target: &InstanceTarget) -> bool {
     });
     !untouched && started
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_codedeploy::types::{Ec2TagFilter, Ec2TagSet};
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    const ID: &str = "i-0123456789abcdef0";
+
+    /// A group with one instance.
+    fn fleet(name: &str, triggered_at: u64, decision: Decision) -> Result<Fleet, Unresolved> {
+        let instance = Instance {
+            name: None,
+            decision,
+        };
+        Ok(Fleet {
+            group: Group {
+                name: group_name(name),
+                deployments: Vec::new(),
+                triggered_at: Timestamp(triggered_at),
+                by_hand: false,
+            },
+            instances: BTreeMap::from([(ID.to_owned(), instance)]),
+            problem: None,
+            circumstances: Circumstances::default(),
+            read_at: Instant::now(),
+            quiet_at: Instant::now(),
+            busy: false,
+        })
+    }
+
+    fn group_name(name: &str) -> GroupName {
+        GroupName {
+            account: "123456789012".to_owned(),
+            region: "us-east-1".to_owned(),
+            application: "shop".to_owned(),
+            deployment_group: name.to_owned(),
+        }
+    }
+
+    fn restart() -> Decision {
+        Decision::Restart("online".to_owned())
+    }
+
+    fn decisions(fleets: Vec<Result<Fleet, Unresolved>>) -> Vec<Decision> {
+        let mut fleets = fleets;
+        send_once(&mut fleets);
+        fleets
+            .into_iter()
+            .flatten()
+            .map(|fleet| fleet.instances[ID].decision.clone())
+            .collect()
+    }
+
+    #[test]
+    fn of_three_groups_one_sends_to_the_instance_that_is_in_all() {
+        let fleets = [("a", 5), ("b", 9), ("c", 7)];
+        let fleets = fleets.map(|(name, time)| fleet(name, time, restart()));
+        let elsewhere = || Decision::Elsewhere(group_name("b"));
+        assert_eq!(
+            decisions(fleets.into()),
+            [elsewhere(), restart(), elsewhere()]
+        );
+    }
+
+    #[test]
+    fn what_is_skipped_in_a_busy_group_may_be_restarted_by_another() {
+        let skipped = Decision::Leave(Kind::Skipped, "scaled in".to_owned());
+        let busy = fleet("busy", 9, skipped.clone()).map(|fleet| Fleet {
+            busy: true,
+            ..fleet
+        });
+        let fleets = vec![busy, fleet("quiet", 5, restart())];
+        assert_eq!(decisions(fleets), [skipped, restart()]);
+    }
+
+    #[test]
+    fn of_two_busy_groups_each_names_its_own_deployment() {
+        let mut fleets = ["d-FIRST", "d-SECOND"].map(|name| fleet(name, 5, restart()));
+        for (fleet, deployment) in fleets.iter_mut().flatten().zip(["d-FIRST", "d-SECOND"]) {
+            fleet.mark_busy(deployment);
+        }
+        let reasons = decisions(fleets.into());
+        assert!(reasons[0].reason().contains("d-FIRST"));
+        assert!(reasons[1].reason().contains("d-SECOND"));
+    }
+
+    #[test]
+    fn a_tag_set_counts_like_tag_filters_and_an_empty_one_like_none() {
+        let filter = || Ec2TagFilter::builder().key("app").build();
+        let info = DeploymentGroupInfo::builder;
+        let set = |list| Ec2TagSet::builder().set_ec2_tag_set_list(list).build();
+        assert!(!has_tag_filters(&info().build()));
+        assert!(has_tag_filters(&info().ec2_tag_filters(filter()).build()));
+        assert!(!has_tag_filters(&info().ec2_tag_set(set(None)).build()));
+        let some = set(Some(vec![vec![filter()]]));
+        assert!(has_tag_filters(&info().ec2_tag_set(some).build()));
+    }
+}

@@ -1,6 +1,7 @@
 //! Which calls are made: no more than can answer, none larger than AWS takes, and every page of what they give.
 
 use serde_json::json;
+use sim::Target;
 
 use super::decisions::tagged;
 use super::support::{EVENT_TIME, REGION, Story, commands, id};
@@ -48,6 +49,26 @@ async fn a_command_carries_the_document_s_parameters() {
         .and_then(|text| text.parse().ok())
         .expect("epoch seconds");
     assert!((EVENT_TIME..EVENT_TIME + 10.0).contains(&sent_at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn systems_manager_is_asked_only_for_instances_that_may_be_restarted() {
+    let story = Story::of(3).given(|state| {
+        let group = &mut state.region(REGION).auto_scaling_groups[0];
+        group.instances[1].lifecycle = "Terminating:Wait".to_owned();
+        state.deployment("d-EXAMPLEE5").targets.push(Target {
+            id: "rack-7".to_owned(),
+            ..Target::default()
+        });
+    });
+    story.run().await;
+    let calls = story.world.calls();
+    let asked: Vec<_> = calls
+        .iter()
+        .filter(|call| call.operation == "DescribeInstanceInformation")
+        .map(|call| &call.params["Filters"][0]["Values"])
+        .collect();
+    assert_eq!(asked, [&json!([id(1), id(3)])]);
 }
 
 #[tokio::test(start_paused = true)]
