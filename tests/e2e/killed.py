@@ -454,10 +454,14 @@ class Stage:
         self.address = None
         self.deliveries = 0
 
+    def world(self):
+        """What the simulated AWS is to be."""
+        return world(self.case.changed)
+
     def open(self):
         """Starts the simulated AWS."""
         path = self.logs / "world.json"
-        path.write_text(json.dumps(world(self.case.changed)))
+        path.write_text(json.dumps(self.world()))
         command = [self.arguments.sim, "serve", "--world", str(path), "--speed", str(self.case.speed)]
         sim = self.processes.start("sim", command, run.clean_environment(), self.logs)
         ready = re.compile(r"sim listens on http://(127\.0\.0\.1:\d+)\n")
