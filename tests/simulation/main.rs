@@ -13,7 +13,7 @@
 //! | `fleet` | random worlds |
 //! | `weather` | faults of calls, and changes in mid-run |
 //! | `deliveries` | Lambda's way of delivering events |
-//! | `invariants` | the oracle |
+//! | `invariants` | the oracle, and in its folder what it judges, each in a file |
 //! | `tally` | what occurred, and how often |
 
 mod deliveries;

@@ -1,7 +1,7 @@
 //! The views of a report: messages, the returned JSON, metrics. One message snapshot per outcome.
 
 use serde_json::{Value, json};
-use sim::{AgentFault, Answer};
+use sim::{AgentFault, Answer, Fault, FaultKind};
 
 use super::support::{IN_WAVES, REGION, Story, event, id, request};
 
@@ -342,6 +342,12 @@ async fn mail(change: impl FnOnce(&mut sim::Host)) -> String {
     lines.join("\n")
 }
 
+/// What a mail tells people to do, in its order.
+fn advice_in(mail: &str) -> Vec<&str> {
+    let lines = mail.lines().filter_map(|line| line.strip_prefix("  Do: "));
+    lines.map(|line| line.trim_end_matches('.')).collect()
+}
+
 fn answer(status: &str, details: &str) -> Option<Answer> {
     Some(Answer {
         status: status.to_owned(),
@@ -505,6 +511,121 @@ async fn the_mail_about_instances_that_were_held_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_mail_about_instances_for_which_no_time_was_left() {
+    // The first command leaves at once; when its restart has ended, the time for another has passed.
+    let story = Story::of(3).setting("MAX_CONCURRENCY", "1").timeout(300);
+    story.run().await;
+    let mail = story.body("email");
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
+    WARNING: 2 of 3 CodeDeploy agents need attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 held-back, 1 restarted
+
+    WARNING held-back:
+      i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: no time left before the function's end
+      i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: no time left before the function's end
+      Do: repeat by hand.
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mail_about_instances_that_a_refused_call_held_back() {
+    let story = Story::of(2).given(|state| {
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            code: Some("AccessDeniedException".to_owned()),
+            message: Some("User is not authorized to perform this action".to_owned()),
+            times: 100,
+            ..Fault::default()
+        });
+    });
+    story.run().await;
+    let mail = story.body("email");
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
+    WARNING: 2 of 2 CodeDeploy agents need attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
+    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
+
+    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 held-back
+
+    Problem in step send: AccessDeniedException: ssm:SendCommand (restart-agent): User is not authorized to perform this action
+      Do: allow ssm:SendCommand in the function's role, on the document restart-agent and on the instances (if only with a tag: these lack it).
+
+    WARNING held-back:
+      i-00000000000000001 (i-00000000000000001.us-east-1.compute.internal): not sent: User is not authorized to perform this action
+      i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: User is not authorized to perform this action
+      Do: do what the problem says, then repeat by hand.
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_the_role_may_not_send_to_is_no_matter_of_its_ssm_agent() {
+    let story = Story::of(2).given(|state| state.host(&id(2)).denied = true);
+    story.run().await;
+    assert_eq!(
+        advice_in(&story.body("email")),
+        [
+            "allow this function's role ssm:SendCommand on the instance (by its tag or the policy), then repeat by hand"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_in_an_unknown_state_waits_until_it_is_in_service() {
+    let story = Story::of(2).given(|state| {
+        let group = &mut state.region(REGION).auto_scaling_groups[0];
+        group.instances[0].lifecycle = "Napping".to_owned();
+    });
+    story.run().await;
+    assert_eq!(
+        advice_in(&story.body("email")),
+        [
+            "if a call failed, do what the problem says; if its lifecycle state is unknown, wait until it is InService; then repeat by hand"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_call_failed_those_held_back_are_told_to_do_what_its_problem_says() {
+    const HELD_BACK: &str = "do what the problem says, then repeat by hand";
+    const UNFINISHED: &str =
+        "see the command's result in Systems Manager, Run Command; then repeat by hand";
+    let broken = Fault {
+        operation: "SendCommand".to_owned(),
+        code: Some("InternalServerError".to_owned()),
+        status: Some(500),
+        after: 1,
+        times: 100,
+        ..Fault::default()
+    };
+    let unanswered = Fault {
+        kind: FaultKind::NoReply,
+        ..broken.clone()
+    };
+    let blind = Fault {
+        operation: "ListCommandInvocations".to_owned(),
+        ..broken.clone()
+    };
+    for (fault, advice) in [
+        (broken, &[HELD_BACK][..]),
+        (unanswered, &[HELD_BACK]),
+        (blind, &[HELD_BACK, UNFINISHED]),
+    ] {
+        let story = Story::of(3)
+            .setting("MAX_CONCURRENCY", "1")
+            .given(|state| state.faults.push(fault.clone()));
+        let told = story.run().await;
+        assert_eq!(told.counts()["held-back"], 2, "{fault:?}");
+        let remedy = told.group()["problem"]["remedy"].as_str().expect("text");
+        let steps = [&[remedy], advice].concat();
+        let mail = story.body("email");
+        assert_eq!(advice_in(&mail), steps, "{fault:?}: {mail}");
+        let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
+        assert_eq!(card["content"]["nextSteps"], json!(steps), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_mail_about_a_fleet_that_another_deployment_keeps_busy() {
     let story = Story::of(1).given(|state| {
         let mut other = state.deployment("d-EXAMPLEE5").clone();
@@ -595,12 +716,12 @@ async fn the_mail_when_everybody_is_fine() {
 #[tokio::test(start_paused = true)]
 async fn the_mail_about_a_problem() {
     let story = Story::of(2).given(|state| {
-        state.faults.push(sim::Fault {
+        state.faults.push(Fault {
             operation: "GetDeploymentGroup".to_owned(),
             code: Some("AccessDeniedException".to_owned()),
             message: Some("User is not authorized to perform this action".to_owned()),
             times: 100,
-            ..sim::Fault::default()
+            ..Fault::default()
         });
     });
     story.run().await;

@@ -1,0 +1,174 @@
+//! The calls of one run: its deadline, their number and rate, the limits of the APIs, and what may not be written.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use sim::{Call, FaultKind};
+
+use super::{Evidence, LIMITS, MOMENT, READ_ONLY};
+use crate::deliveries::{Delivery, End, Invocation, Meaning};
+
+/// Calls of Systems Manager in any second, in one region, by one function; the SDK's repeats of one call follow
+/// its own back-off and do not count.
+const SSM_CALLS_A_SECOND: usize = 5;
+/// Calls of one invocation, repeats included: twice the most that 4,000 seeds saw.
+const MOST_CALLS: usize = 4_000;
+/// The same without Systems Manager's: nothing but the polls may grow with the time that a run takes.
+const MOST_OTHER_CALLS: usize = 330;
+/// Errors that say that a call itself was wrong.
+const WRONG_CALLS: [&str; 19] = [
+    "ValidationException",
+    "ValidationError",
+    "InvalidParameter",
+    "InvalidParameterValue",
+    "InvalidParameters",
+    "SerializationException",
+    "MalformedInput",
+    "MalformedQueryString",
+    "BatchLimitExceededException",
+    "DeploymentTargetListSizeExceededException",
+    "DuplicateInstanceId",
+    "InvalidDeploymentInstanceTypeException",
+    "InvalidNextToken",
+    "InvalidNextTokenException",
+    "InvalidFilterKey",
+    "InvalidCommandId",
+    "InvalidDocumentVersion",
+    "UnknownOperationException",
+    "InvalidAction",
+];
+
+impl Evidence<'_> {
+    pub fn limits(&mut self, who: &str, invocation: &Invocation, calls: &[&Call]) {
+        let late = match invocation.end {
+            End::Lost => false,
+            End::OutOfTime => true,
+            _ => invocation.ended > invocation.deadline - MOMENT,
+        };
+        if late {
+            self.broken(
+                LIMITS,
+                format!(
+                    "{who}: it still ran at its deadline, {:.0} s after it began",
+                    invocation.deadline - invocation.began
+                ),
+            );
+        }
+        let others = calls.iter().filter(|call| call.service != "ssm").count();
+        if calls.len() > MOST_CALLS || others > MOST_OTHER_CALLS {
+            let what = format!("{who}: {} calls, {others} not to SSM", calls.len());
+            self.broken(LIMITS, what);
+        }
+        let mut turns: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for call in calls {
+            if call.service == "ssm" && call.attempt <= 1 {
+                turns.entry(&call.region).or_default().push(call.at);
+            }
+            if let Some(what) = breaks_a_limit(call) {
+                self.broken(
+                    LIMITS,
+                    format!("{who}, at {:.3}: {}: {what}", call.at, call.operation),
+                );
+            }
+        }
+        for (region, times) in turns {
+            let crowd = times.windows(SSM_CALLS_A_SECOND + 1).find(|window| {
+                window
+                    .last()
+                    .zip(window.first())
+                    .is_some_and(|(last, first)| last - first < 0.99)
+            });
+            if let Some(crowd) = crowd {
+                self.broken(LIMITS, format!("{who}: more than {SSM_CALLS_A_SECOND} calls of SSM in {region} in a second: {crowd:?}"));
+            }
+        }
+    }
+
+    pub fn read_only(
+        &mut self,
+        who: &str,
+        delivery: &Delivery,
+        invocation: &Invocation,
+        calls: &[&Call],
+    ) {
+        let dry = matches!(delivery.meaning, Meaning::Request { dry_run: true, .. })
+            || self.scene.settings["DRY_RUN"] == "true";
+        let ignored = matches!(delivery.meaning, Meaning::Nothing | Meaning::Unreadable)
+            || matches!(invocation.end, End::Ignored);
+        let wrote = calls
+            .iter()
+            .find(|call| matches!(call.operation.as_str(), "SendCommand" | "Publish"));
+        if let Some(call) = wrote.filter(|_| dry || ignored) {
+            let what = if dry { "a dry run" } else { "an ignored event" };
+            self.broken(
+                READ_ONLY,
+                format!("{who}: {what} calls {} at {:.3}", call.operation, call.at),
+            );
+        }
+        if let End::Reported(_, answer) = &invocation.end
+            && dry
+            && answer["notified"] != false
+        {
+            self.broken(READ_ONLY, format!("{who}: a dry run says that it notified"));
+        }
+    }
+}
+
+fn breaks_a_limit(call: &Call) -> Option<String> {
+    let injected = call
+        .fault
+        .as_ref()
+        .is_some_and(|fault| matches!(fault.kind(), FaultKind::Error | FaultKind::ExpiredToken));
+    if let Some(error) = call
+        .error
+        .as_deref()
+        .filter(|error| !injected && WRONG_CALLS.contains(error))
+    {
+        return Some(error.to_owned());
+    }
+    match call.operation.as_str() {
+        "SendCommand" => {
+            let ids = texts(&call.params["InstanceIds"]);
+            let comment = call.params["Comment"].as_str().unwrap_or_default();
+            (ids.is_empty()
+                || ids.len() > 50
+                || !ids.is_sorted_by(|a, b| a < b)
+                || comment.chars().count() > 100)
+                .then(|| {
+                    format!(
+                        "{} ids, ascending: {}",
+                        ids.len(),
+                        ids.is_sorted_by(|a, b| a < b)
+                    )
+                })
+        }
+        "Publish" => {
+            let text = |name: &str| call.params[name].as_str().unwrap_or_default();
+            let attributes = call.params["MessageAttributes"]
+                .as_object()
+                .into_iter()
+                .flatten();
+            let attributes: usize = attributes
+                .map(|(name, value)| {
+                    let part = |part: &str| value[part].as_str().map_or(0, str::len);
+                    name.len() + part("DataType") + part("StringValue")
+                })
+                .sum();
+            let size = text("Message").len() + attributes;
+            let subject = text("Subject");
+            let plain =
+                subject.len() < 100 && subject.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+            (size > 262_144 || !plain || subject.is_empty())
+                .then(|| format!("{size} bytes, subject {subject:?}"))
+        }
+        _ => None,
+    }
+}
+
+pub fn texts(list: &Value) -> Vec<&str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
