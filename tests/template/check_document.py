@@ -11,14 +11,11 @@ every disagreement, one a line, and ends with 1 if there is any.
 
 import copy
 import json
-import pathlib
 import re
 import sys
 
-import yaml
+from template import ROOT, TEMPLATE, read
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TEMPLATE = ROOT / "template.yaml"
 RESOURCE = "RestartDocument"
 
 # Each step: its action, the platform of its precondition, its script, and the form of a line that hands a parameter over to it.
@@ -42,13 +39,6 @@ KNOWN_STEP_KEYS = {"action", "name", "precondition", "inputs"}
 KNOWN_INPUT_KEYS = {"timeoutSeconds", "runCommand"}
 KNOWN_PARAMETER_KEYS = {"type", "description", "default", "allowedPattern"}
 KNOWN_RESOURCE_KEYS = {"DocumentType", "UpdateMethod", "Content", "Tags"}
-
-
-class TemplateLoader(yaml.SafeLoader):
-    """YAML in which CloudFormation's short forms become plain values; the document itself has none."""
-
-
-TemplateLoader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 
 class Finder:
@@ -321,7 +311,7 @@ def main():
         if after != before:
             TEMPLATE.write_text(after)
             print("document: copied the scripts into template.yaml")
-    resource = yaml.load(TEMPLATE.read_text(), TemplateLoader)["Resources"].get(RESOURCE)
+    resource = read(TEMPLATE.read_text())["Resources"].get(RESOURCE)
     if resource is None:
         sys.exit(f"document: template.yaml has no resource {RESOURCE}")
     if wishes == ["--json"]:

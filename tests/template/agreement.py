@@ -1,0 +1,245 @@
+"""What the template and the rest of the repository say about the same thing: README.md, docs/deploy.md, src/, Cargo.toml."""
+
+import json
+import re
+import tomllib
+
+import botocore.session
+
+# Settings that no parameter gives: the README's word for them, and the resource whose reference they are.
+OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument")}
+
+# What each parameter that is checked by a pattern takes and refuses, at the edges of the accepted form.
+TOPICS = (
+    ["", "arn:aws:sns:eu-west-1:123456789012:restarts", "arn:aws-us-gov:sns:us-gov-west-1:123456789012:a_b-c"],
+    ["restarts", "arn:aws:sns:eu-west-1:123456789012:restarts.fifo", "arn:aws:sqs:eu-west-1:123456789012:restarts", "arn:aws:sns:eu-west-1:12345:restarts"],
+)
+CODEDEPLOY_NAMES = (["", "a", "My_App-1+2=3,4.5@6", "a" * 100], ["a" * 101, 'a"b', "a/b", "a b", " a", "a\n"])
+EDGES = {
+    "TopicArn": TOPICS,
+    "AlarmTopicArn": TOPICS,
+    "MaxConcurrency": (["1", "50", "1%", "50%", "100%"], ["", "0", "0%", "101%", "-1", "1.5", "50 %", "01", "all"]),
+    "MaxErrors": (["0", "1", "50", "0%", "10%", "100%"], ["", "101%", "-1", "1.5", "10 %", "01", "none"]),
+    # CloudFormation holds the pattern against each name of the list.
+    "PipelineNames": (["", "my-pipeline", "A.b_c@9", "p" * 100], ["p" * 101, "a b", "a*", "a?", "a:b", "a/b", "${a}"]),
+    "ScheduleExpression": (
+        ["", "rate(7 days)", "cron(0 3 ? * SUN *)", "cron(0/15 8-17 ? * MON#2 2027-2030)", "cron(0 3 L * ? *)", "at(2027-01-31T03:00:00)"],
+        ["rate()", "7 days", "0 3 * * 0", "rate(7 days", "cron(0 3 ? * SUN *) ", "every(7 days)", 'rate("7")'],
+    ),
+    "ScheduleApplication": CODEDEPLOY_NAMES,
+    "ScheduleDeploymentGroup": CODEDEPLOY_NAMES,
+    "TopicKeyArn": (
+        ["", "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws-cn:kms:cn-north-1:123456789012:key/mrk-1234abcd"],
+        ["alias/aws/sns", "arn:aws:kms:eu-west-1:123456789012:alias/topics", "1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:eu-west-1:123456789012:key/*"],
+    ),
+    "AlertEmail": (["", "somebody@example.com", "a+b@c.d"], ["somebody", "@example.com", "somebody@", "a@b@c", "a b@c.d"]),
+    "InstanceTagValue": (["", "true", "after deployment", "a+b=c.d:e/f@g_h-i", "v" * 256], ["v" * 257, "*", "a?", "${aws:PrincipalTag/x}", "a,b"]),
+    "PermissionsBoundaryArn": (
+        ["", "arn:aws:iam::123456789012:policy/boundary", "arn:aws:iam::aws:policy/PowerUserAccess", "arn:aws-cn:iam::123456789012:policy/team/b"],
+        ["boundary", "arn:aws:iam::123456789012:role/boundary", "arn:aws:iam::123456789012:policy/", "arn:aws:iam:eu-west-1:123456789012:policy/b"],
+    ),
+}
+# The names that a service gives itself: whatever a pattern takes, the service's own model takes too.
+SERVICE_SHAPES = {
+    "PipelineNames": ("codepipeline", "PipelineName"),
+    "ScheduleApplication": ("codedeploy", "ApplicationName"),
+    "ScheduleDeploymentGroup": ("codedeploy", "DeploymentGroupName"),
+    "ScheduleExpression": ("scheduler", "ScheduleExpression"),
+}
+
+# What the Serverless Application Repository wants to know (AWS SAM, "AWS::ServerlessRepo::Application").
+PUBLISHED = ["Name", "Description", "Author", "SpdxLicenseId", "LicenseUrl", "ReadmeUrl", "Labels", "SemanticVersion"]
+# Characters of a parameter's description, and of a template's (CloudFormation, quotas).
+MAX_PARAMETER_DESCRIPTION = 4000
+MAX_DESCRIPTION = 1024
+
+
+def check(finder, root, template):
+    """Settings, stack parameters, alarms, console and publication say the same everywhere."""
+    settings = check_settings(finder, root, template)
+    check_stack_parameters(finder, root, template, settings)
+    check_alarms(finder, root, template)
+    check_parameters(finder, template["Parameters"])
+    check_console(finder, template)
+    check_publication(finder, root, template)
+
+
+def table(finder, root, path, head):
+    """The rows below the head `| a | b |` of a Markdown file, each as a list of its cells."""
+    if not finder.expect((root / path).exists(), f"{path} is missing; it should have a table `{head}`"):
+        return []
+    lines = (root / path).read_text().splitlines()
+    cells = [cell.strip() for cell in head.strip("|").split("|")]
+    split = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    heads = [index for index, row in enumerate(split) if row == cells]
+    if not finder.expect(len(heads) == 1, f"{path} has {len(heads)} tables `{head}`, not one"):
+        return []
+    rows = []
+    for line, row in zip(lines[heads[0] + 2 :], split[heads[0] + 2 :]):
+        if not line.startswith("|"):
+            break
+        rows.append(row)
+    return rows
+
+
+def code(cell):
+    """The first word in backticks, or nothing."""
+    return (re.findall(r"`([^`]*)`", cell) or [None])[0]
+
+
+def check_settings(finder, root, template):
+    """README's table, the parameters, the function's environment and src/settings.rs name the same settings; gives the parameters that are settings."""
+    parameters = template["Parameters"]
+    environment = template["Resources"]["RestartFunction"]["Properties"]["Environment"]["Variables"]
+    rows = table(finder, root, "README.md", "| environment | parameter | default | accepted |")
+    names = [code(row[0]) for row in rows]
+    finder.expect(names == list(environment), f"README's settings {names} are not the function's environment {list(environment)}, in this order")
+    source = without_comments((root / "src/settings.rs").read_text().split("#[cfg(test)]")[0])
+    read = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', source))
+    finder.expect(read == set(environment), f"src/settings.rs names {sorted(read)}, the template hands over {sorted(environment)}")
+    settings = []
+    for variable, parameter_cell, default_cell, accepted in ([code(row[0]), *row[1:4]] for row in rows):
+        default = code(default_cell)
+        found = re.search(rf'"{variable}",\s*(?:None|Some\("([^"]*)"\))', source)
+        finder.expect(found and found[1] == default, f"default of {variable}: README {default!r}, src/settings.rs {found and found[1]!r}")
+        if variable in OWN_RESOURCES:
+            word, resource = OWN_RESOURCES[variable]
+            finder.expect(parameter_cell == word, f"README says that {variable} comes from {parameter_cell!r}, it is the stack's {word!r}")
+            finder.expect(environment.get(variable) == {"Ref": resource}, f"{variable} is not the name of the stack's own {resource}")
+            continue
+        name = code(parameter_cell)
+        settings.append(name)
+        if not finder.expect(name in parameters, f"README names the parameter {name} of {variable}, the template has none"):
+            continue
+        parameter = parameters[name]
+        finder.expect(f'"Ref": "{name}"' in json.dumps(environment.get(variable)), f"{variable} does not get its value from the parameter {name}")
+        expect_default(finder, "README", name, parameter, default)
+        check_accepted(finder, name, parameter, accepted)
+    return settings
+
+
+def check_accepted(finder, name, parameter, accepted):
+    """What the README says is accepted is what the parameter accepts."""
+    quoted = re.findall(r"`([^`]*)`", accepted)
+    if "AllowedValues" in parameter:
+        values = [str(value) for value in parameter["AllowedValues"]]
+        finder.expect([value for value in quoted if value in values] == values, f"{name} allows {values}, README says: {accepted}")
+    elif parameter["Type"] == "Number":
+        span = re.search(r"(\d[\d,]*) to (\d[\d,]*)", accepted)
+        limits = tuple(int(limit.replace(",", "")) for limit in span.groups()) if span else None
+        own = (parameter["MinValue"], parameter["MaxValue"])
+        finder.expect(limits == own, f"{name} allows {own[0]} to {own[1]}, README says: {accepted}")
+    elif name in ("MaxConcurrency", "MaxErrors"):
+        for value in quoted:
+            finder.expect(re.fullmatch(parameter["AllowedPattern"], value), f"README says that {name} accepts {value!r}, the template refuses it")
+
+
+def check_stack_parameters(finder, root, template, settings):
+    """The table of docs/deploy.md holds the parameters that are no setting of the function, in the template's order, with their defaults."""
+    path = "docs/deploy.md"
+    rows = table(finder, root, path, "| parameter | default | what it does |")
+    own = [name for name in template["Parameters"] if name not in settings]
+    names = [code(row[0]) for row in rows]
+    if not rows or not finder.expect(names == own, f"{path} has the parameters {names}, the template those of the stack {own}, in this order"):
+        return
+    for name, default, text in ([code(row[0]), *row[1:3]] for row in rows):
+        parameter = template["Parameters"][name]
+        expect_default(finder, path, name, parameter, code(default))
+        finder.expect(text, f"{path} does not say what {name} does")
+
+
+def check_alarms(finder, root, template):
+    """docs/deploy.md says what to do about every alarm, and about no other."""
+    path = "docs/deploy.md"
+    rows = table(finder, root, path, "| alarm | what it means | what to do |")
+    told = sorted(name for row in rows for name in re.findall(r"`(\w+)`", row[0]))
+    alarms = sorted(name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::CloudWatch::Alarm")
+    finder.expect(not rows or told == alarms, f"{path} tells of the alarms {told}, the template has {alarms}")
+
+
+def expect_default(finder, path, name, parameter, default):
+    """A table's default is the parameter's; none in the table is an empty one in the template."""
+    own = parameter.get("Default")
+    finder.expect(str(own) == default if default is not None else own in (None, ""), f"default of {name}: {path} {default!r}, template {own!r}")
+
+
+def check_parameters(finder, parameters):
+    """Every parameter says its effect, and takes and refuses what it should at the edges; so that nobody is asked, each has a default."""
+    session = botocore.session.get_session()
+    for name, parameter in parameters.items():
+        description = parameter.get("Description", "").strip()
+        finder.expect(description.endswith("."), f"the description of {name} is no sentence: {description!r}")
+        finder.expect(len(description) <= MAX_PARAMETER_DESCRIPTION, f"the description of {name} is too long")
+        finder.expect("Default" in parameter, f"{name} has no default")
+        finder.expect(parameter["Type"] in ("String", "Number", "CommaDelimitedList"), f"{name} is a {parameter['Type']}")
+        limited = "AllowedPattern" in parameter or "AllowedValues" in parameter or {"MinValue", "MaxValue"} <= set(parameter)
+        finder.expect(limited, f"{name} takes anything")
+        if "AllowedPattern" not in parameter:
+            finder.expect(parameter.get("Default") in parameter.get("AllowedValues", [parameter.get("Default")]), f"the default of {name} is not allowed")
+            continue
+        finder.expect(parameter.get("ConstraintDescription"), f"{name} has a pattern, and nothing that says it in words")
+        if not finder.expect(name in EDGES, f"{name} has a pattern, and no values at its edges here"):
+            continue
+        pattern = re.compile(parameter["AllowedPattern"])
+        taken, refused = EDGES[name]
+        for value in [*taken, parameter.get("Default", "")]:
+            finder.expect(pattern.fullmatch(value), f"{name} refuses {value!r}")
+        for value in refused:
+            finder.expect(not pattern.fullmatch(value), f"{name} takes {value!r}")
+        if name in SERVICE_SHAPES:
+            service, shape = SERVICE_SHAPES[name]
+            limits = session.get_service_model(service).shape_for(shape).metadata
+            for value in filter(None, taken):
+                fits = limits["min"] <= len(value) <= limits["max"] and re.fullmatch(limits.get("pattern", ".*"), value)
+                finder.expect(fits, f"{name} takes {value!r}, which {service} refuses")
+
+
+def check_console(finder, template):
+    """Every parameter stands in exactly one group of the console."""
+    groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    grouped = [name for group in groups for name in group["Parameters"]]
+    for name in template["Parameters"]:
+        finder.expect(grouped.count(name) == 1, f"{name} stands in {grouped.count(name)} groups of the console")
+    unknown = set(grouped) - set(template["Parameters"])
+    finder.expect(not unknown, f"the console's groups hold {sorted(unknown)}, which are no parameters")
+    for group in groups:
+        finder.expect(group["Label"].get("default"), f"a group of the console has no label: {group['Parameters']}")
+
+
+def check_publication(finder, root, template):
+    """The metadata of the Serverless Application Repository is complete, within that service's limits, and true."""
+    published = template["Metadata"]["AWS::ServerlessRepo::Application"]
+    finder.expect(list(published) == PUBLISHED, f"the published metadata are {list(published)}, they should be {PUBLISHED}")
+    finder.expect(len(template["Description"].encode()) <= MAX_DESCRIPTION, "the template's description is too long")
+    package = cargo_package(root)
+    finder.expect(published.get("SemanticVersion") == package["version"], f"published as {published.get('SemanticVersion')}, Cargo.toml says {package['version']}")
+    finder.expect(published.get("SpdxLicenseId") == package["license"], f"published under {published.get('SpdxLicenseId')}, Cargo.toml says {package['license']}")
+    finder.expect(published.get("Name") == package["name"], f"published as {published.get('Name')}, Cargo.toml says {package['name']}")
+    for key in ("LicenseUrl", "ReadmeUrl"):
+        finder.expect((root / published.get(key, "missing")).is_file(), f"{key} is {published.get(key)!r}, which is no file here")
+    members = botocore.session.get_session().get_service_model("serverlessrepo").operation_model("CreateApplication").input_shape.members
+    for key in ("Name", "Description", "Author", "Labels"):
+        for value in published.get(key, []) if key == "Labels" else [published.get(key, "")]:
+            check_limits(finder, key, value, members[key].documentation)
+    finder.expect(len(published.get("Labels", [])) <= 10, "more than 10 labels")
+
+
+def cargo_package(root):
+    """The `[package]` of Cargo.toml, with what it takes from the workspace."""
+    manifest = tomllib.loads((root / "Cargo.toml").read_text())
+    shared = manifest["workspace"]["package"]
+    return {key: shared[key] if value == {"workspace": True} else value for key, value in manifest["package"].items()}
+
+
+def check_limits(finder, key, value, documentation):
+    """The service's model has its limits only in words: "Minimum length=1. Maximum length=127. Pattern "…"; "."""
+    lowest, greatest = (int(re.search(rf"{word} length=(\d+)", documentation)[1]) for word in ("Minimum", "Maximum"))
+    finder.expect(lowest <= len(value) <= greatest, f"{key} {value!r} has not {lowest} to {greatest} characters")
+    for pattern in re.findall(r'Pattern:? "(.+)";', documentation):
+        pattern = pattern.replace("\\\\", "\\")
+        finder.expect(re.fullmatch(pattern, value), f"the Serverless Application Repository refuses {key} {value!r}; it takes {pattern}")
+
+
+def without_comments(source):
+    """Rust source without line comments; good enough to look for names and calls."""
+    return re.sub(r"(?m)(^|\s)//.*$", r"\1", source)
