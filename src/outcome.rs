@@ -503,3 +503,25 @@ fn detail_of(line: &Line, kind: Kind) -> String {
         false => format!("{} (code {}{agent}): {detail}", line.result, line.code),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_problems_both_are_told_and_the_same_one_once() {
+        let problem =
+            |message: &str, remedy: &str| Problem::new("poll", "Timeout", message, remedy);
+        let first = || problem("no answer to a", "repeat");
+        assert_eq!(first().and(None), first());
+        assert_eq!(first().and(Some(first())), first());
+        assert_eq!(
+            first().and(Some(problem("no answer to b", "repeat"))),
+            problem("no answer to a; no answer to b", "repeat")
+        );
+        assert_eq!(
+            first().and(Some(problem("denied", "allow it"))),
+            problem("no answer to a; denied", "repeat; allow it")
+        );
+    }
+}
