@@ -863,12 +863,12 @@ mod tests {
     const ID: &str = "i-0123456789abcdef0";
 
     /// A group with one instance.
-    fn fleet(name: &str, triggered_at: u64, decision: Decision) -> Result<Fleet, Unresolved> {
+    fn fleet(name: &str, triggered_at: u64, decision: Decision) -> Fleet {
         let instance = Instance {
             name: None,
             decision,
         };
-        Ok(Fleet {
+        Fleet {
             group: Group {
                 name: group_name(name),
                 deployments: Vec::new(),
@@ -881,7 +881,7 @@ mod tests {
             read_at: Instant::now(),
             quiet_at: Instant::now(),
             busy: false,
-        })
+        }
     }
 
     fn group_name(name: &str) -> GroupName {
@@ -897,8 +897,8 @@ mod tests {
         Decision::Restart("online".to_owned())
     }
 
-    fn decisions(fleets: Vec<Result<Fleet, Unresolved>>) -> Vec<Decision> {
-        let mut fleets = fleets;
+    fn decisions(fleets: impl IntoIterator<Item = Fleet>) -> Vec<Decision> {
+        let mut fleets: Vec<_> = fleets.into_iter().map(Ok).collect();
         send_once(&mut fleets);
         fleets
             .into_iter()
@@ -912,30 +912,27 @@ mod tests {
         let fleets = [("a", 5), ("b", 9), ("c", 7)];
         let fleets = fleets.map(|(name, time)| fleet(name, time, restart()));
         let elsewhere = || Decision::Elsewhere(group_name("b"));
-        assert_eq!(
-            decisions(fleets.into()),
-            [elsewhere(), restart(), elsewhere()]
-        );
+        assert_eq!(decisions(fleets), [elsewhere(), restart(), elsewhere()]);
     }
 
     #[test]
     fn what_is_skipped_in_a_busy_group_may_be_restarted_by_another() {
         let skipped = Decision::Leave(Kind::Skipped, "scaled in".to_owned());
-        let busy = fleet("busy", 9, skipped.clone()).map(|fleet| Fleet {
+        let busy = Fleet {
             busy: true,
-            ..fleet
-        });
-        let fleets = vec![busy, fleet("quiet", 5, restart())];
-        assert_eq!(decisions(fleets), [skipped, restart()]);
+            ..fleet("busy", 9, skipped.clone())
+        };
+        let quiet = fleet("quiet", 5, restart());
+        assert_eq!(decisions([busy, quiet]), [skipped, restart()]);
     }
 
     #[test]
     fn of_two_busy_groups_each_names_its_own_deployment() {
         let mut fleets = ["d-FIRST", "d-SECOND"].map(|name| fleet(name, 5, restart()));
-        for (fleet, deployment) in fleets.iter_mut().flatten().zip(["d-FIRST", "d-SECOND"]) {
+        for (fleet, deployment) in fleets.iter_mut().zip(["d-FIRST", "d-SECOND"]) {
             fleet.mark_busy(deployment);
         }
-        let reasons = decisions(fleets.into());
+        let reasons = decisions(fleets);
         assert!(reasons[0].reason().contains("d-FIRST"));
         assert!(reasons[1].reason().contains("d-SECOND"));
     }

@@ -294,9 +294,6 @@ impl Run<'_> {
         chunk: Chunk,
         chunks: &mut VecDeque<Chunk>,
     ) -> Result<(), Outcome> {
-        if self.too_late() {
-            return self.stop(chunk.ids, no_time());
-        }
         let chunk = self.refresh(chunk).await?;
         if chunk.ids.is_empty() {
             return Ok(());
@@ -345,10 +342,6 @@ impl Run<'_> {
         }
     }
 
-    fn too_late(&self) -> bool {
-        self.too_late_in(Duration::ZERO)
-    }
-
     /// Whether it will be too late to send when this much time has passed.
     fn too_late_in(&self, time: Duration) -> bool {
         self.time_to_send().is_none_or(|left| left < time)
@@ -376,11 +369,14 @@ impl Run<'_> {
 
     /// The chunk without those that a second look leaves alone; these get their outcome.
     async fn decide_again(&mut self, chunk: Chunk, inventory: bool) -> Result<Chunk, Outcome> {
+        let Some(left) = self.time_to_send() else {
+            return self.stop(chunk.ids, no_time());
+        };
         let circumstances = self.fleet.circumstances;
         let read_at = Instant::now();
         let again = fleet::decide_again(&self.client, &chunk.ids, circumstances, inventory);
         // An answer that comes too late to send is of no use, and nobody looks at the commands meanwhile.
-        let decisions = match timeout(self.time_to_send().unwrap_or_default(), again).await {
+        let decisions = match timeout(left, again).await {
             Err(_) => return self.stop(chunk.ids, no_time()),
             Ok(Ok(decisions)) => decisions,
             Ok(Err(error)) => {
