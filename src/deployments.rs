@@ -257,7 +257,10 @@ async fn of_pipeline(
                 "repeat by hand with the application and the deployment group",
             ));
         }
-        tracing::info!("the list of execution {execution_id} lags behind its event: asking again");
+        tracing::info!(
+            execution.id = %execution_id,
+            "the list of execution {execution_id} lags behind its event: asking again"
+        );
         sleep(LIST_LAG_PAUSE).await;
     };
     let succeeded: Vec<&ActionExecutionDetail> = rows
