@@ -8,7 +8,8 @@ The emulator (ministack; tests/e2e/requirements.txt) is event bus, Lambda, topic
 Systems Manager are our own simulated AWS. Events of events/ are put on the bus, and only the queue that subscribes to the stack's topic tells what became of
 them; nothing is invoked directly but a dry run and a malformed request at the end of the first case. Each case has an emulator, hosts and a stack of its own:
 what `sam deploy --config-env emulator` makes of the template less what bus_template.py lists, then what a second one with other parameters makes of that.
-The last cases are controls: there something is wrong on purpose, and the same checks must find it.
+One stack begins with the README's `sam deploy --guided` instead, all of whose questions are expected and answered. The last cases are controls: there something
+is wrong on purpose, and the same checks must find it.
 
 What the emulator lets pass and AWS would not is read from the deployed stack instead: whether the rule may invoke the function, and may put what it cannot deliver
 into the stack's queue. An event that the bus cannot deliver it drops, so the way from a failing invocation to that queue begins with an asynchronous invocation.
@@ -22,6 +23,7 @@ import concurrent.futures
 import json
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +67,10 @@ PIPELINE = ["pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succe
 DEPLOYMENT = ["codedeploy-success"]
 # A rule must let none of these through, whatever the trigger is. The last one is made up below.
 NEVER = ["pipeline-failed", "action-succeeded", "by-hand", "dry-run", "another-source"]
+# How SAM asks: the question, and in brackets what no answer means. What is answered does not show.
+QUESTION = re.compile(r"([^\t\n]+) \[([^\]\n]*)\]: ")
+# What SAM says when there is nothing to deploy.
+NO_CHANGES = f"No changes to deploy. Stack {STACK} is up to date"
 # A topic that is there before the stack.
 GIVEN_TOPIC = "given-topic"
 # A way out that leads nowhere: SAM would ask which version is its newest.
@@ -88,6 +94,8 @@ ONE_PIPELINE = {
     "TopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:{GIVEN_TOPIC}",
     "TopicKeyArn": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1f0e9d8c-7b6a-4f5e-8d4c-3b2a1f0e9d8c",
 }
+# What a newcomer answers to the questions of `sam deploy --guided` about these parameters; to the others, nothing, which takes the default.
+ANSWERS = {"Architecture": "x86_64", "AlertEmail": "somebody@example.com"}
 
 
 def event(name):
@@ -144,6 +152,8 @@ class Case(typing.NamedTuple):
     # Events that restart, in this order, and events that must reach nobody.
     loud: list[str]
     silent: list[str] = []
+    # Whether the first `sam deploy` is the one with questions.
+    guided: bool = False
     # Parameters of the second `sam deploy`; none, no second one.
     parameters: dict[str, str] = {}
     # Checks besides.
@@ -318,7 +328,7 @@ def check_delete(bus):
 
 CASES = [
     Case("pipelines", PIPELINE, [*NEVER, *DEPLOYMENT], more=[check_differences, check_dry_run, check_failed_events, check_delete]),
-    Case("deployments, and every option", DEPLOYMENT, [*NEVER, *PIPELINE], parameters=EVERY_OPTION, more=[check_every_option]),
+    Case("deployments, and every option", DEPLOYMENT, [*NEVER, *PIPELINE], guided=True, parameters=EVERY_OPTION, more=[check_every_option]),
     Case("one pipeline, and a topic of one's own", PIPELINE[:1], ["another-pipeline", *NEVER, *DEPLOYMENT], parameters=ONE_PIPELINE),
     Case("control: the rule is disabled", PIPELINE[:1], spoil=disable_the_rule, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case("control: a typo in the rule's pattern", PIPELINE[:1], plant=mistype_the_state, found=["pipeline-succeeded started nothing", NO_RESTART]),
@@ -354,6 +364,8 @@ class Bus(killed.Stage):
         self.endpoint = None
         self.clients = {}
         self.outputs = {}
+        # What is worth a word about the way it was deployed.
+        self.deployed = []
         self.queue = None
         self.subscription = None
 
@@ -411,7 +423,7 @@ class Bus(killed.Stage):
         return self.clients[service]
 
     def deploy(self):
-        """The README's second command, in samconfig.toml's environment for the emulator; then once more with the case's parameters."""
+        """The README's second command, with its questions or in samconfig.toml's environment for the emulator; then once more with the case's parameters."""
         template = []
         if self.case.plant:
             planted = bus_template.emulated(BUILT / "RestartFunction", self.logs)
@@ -419,22 +431,65 @@ class Bus(killed.Stage):
             bus_template.write(planted, self.logs / "planted.yaml")
             # SAM would look for its settings beside the template.
             template = ["--config-file", str(ROOT / "samconfig.toml"), "--template-file", str(self.logs / "planted.yaml")]
-        self.sam("deploy", "deploy", "--config-env", "emulator", *template)
+        if self.case.guided:
+            self.deploy_guided()
+        else:
+            self.sam("deploy", "deploy", "--config-env", "emulator", *template)
         if self.case.parameters:
             parameters = {"Architecture": "x86_64", **self.case.parameters}
             self.sam("update", "deploy", "--config-env", "emulator", *template, "--parameter-overrides", *(f'{key}="{value}"' for key, value in parameters.items()))
         [stack] = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
 
-    def sam(self, name, *arguments):
-        """One command of SAM, which must succeed."""
+    def deploy_guided(self):
+        """The README's second command with its questions, and what docs/deploy.md says of the next one: the parameters stay as they are."""
+        settings = self.logs / "samconfig.toml"
+        shutil.copy(ROOT / "samconfig.toml", settings)
+        files = ["--config-file", str(settings), "--template-file", str(BUILT / "template.yaml")]
+        parameters = source.read(source.TEMPLATE.read_text())["Parameters"]
+        answers = {
+            "Stack Name": STACK,
+            "AWS Region": REGION,
+            **{f"Parameter {name}": ANSWERS.get(name, "") for name in parameters},
+            "Confirm changes before deploy": "y",
+            "Allow SAM CLI IAM role creation": "y",
+            "Disable rollback": "",
+            "Save arguments to configuration file": "y",
+            "SAM configuration file": "",
+            "SAM configuration environment": "",
+            "Deploy this changeset?": "y",
+        }
+        asked = QUESTION.findall(self.sam("guided", "deploy", "--guided", *files, answers=answers.values()))
+        # An answer to another question than it was meant for would show here.
+        expect_equal("questions of sam deploy --guided", [question for question, _ in asked], list(answers))
+        suggested = {f"Parameter {name}": str(each["Default"]) for name, each in parameters.items()}
+        expect_equal("suggestions", {question: default for question, default in asked if question in suggested}, suggested)
+        self.check_answered(parameters)
+        told = self.sam("again", "deploy", "--no-fail-on-empty-changeset", *files)
+        expect(NO_CHANGES in told, f"sam deploy after sam deploy --guided does not say {NO_CHANGES!r}")
+        self.check_answered(parameters)
+        self.deployed = [f"guided: {len(asked)} questions, {len(parameters)} of them parameters; sam deploy then has nothing to change"]
+
+    def check_answered(self, parameters):
+        """The stack is new and whole, and has the parameters that were answered."""
+        [stack] = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        expect_equal("state of the stack", stack["StackStatus"], "CREATE_COMPLETE")
+        wanted = {name: ANSWERS.get(name, str(each["Default"])) for name, each in parameters.items()}
+        expect_equal("parameters of the stack", {each["ParameterKey"]: each["ParameterValue"] for each in stack["Parameters"]}, wanted)
+
+    def sam(self, name, *arguments, answers=()):
+        """One command of SAM, which must succeed; what it said."""
         environment = run.clean_environment(AWS_ENDPOINT_URL=self.endpoint, SAM_CLI_TELEMETRY="0", SAM_CLI_POLL_DELAY="1", TMPDIR=str(self.logs), **OFFLINE)
-        command = self.processes.start(f"sam-{name}", ["sam", *arguments], environment, self.logs)
+        # A process that is started here has nothing to read; the shell gives it the answers.
+        answered = self.logs / f"sam-{name}.answers"
+        answered.write_text("".join(f"{answer}\n" for answer in answers))
+        command = self.processes.start(f"sam-{name}", ["sh", "-c", 'exec sam "$@" <"$0"', str(answered), *arguments], environment, self.logs)
         try:
             code = command.child.wait(SAM_LIMIT)
         except subprocess.TimeoutExpired as late:
             raise Failure(f"sam {name}: not over within {SAM_LIMIT} s") from late
         expect(code == 0, f"sam {name} ended with {code}")
+        return command.log.read_text()
 
     def subscribe(self):
         """A queue that holds what the topic tells; it lets nobody else put into it."""
@@ -516,7 +571,7 @@ class Bus(killed.Stage):
         """The case; what was seen in it."""
         began = time.monotonic()
         self.open()
-        seen = [f"deployed within {time.monotonic() - began:.0f} s"]
+        seen = [f"deployed within {time.monotonic() - began:.0f} s", *self.deployed]
         found = check_deployed(self)
         for number, name in enumerate(self.case.loud):
             line, problems = self.loud(name, number == 0)
