@@ -348,12 +348,14 @@ def made_by_services(stack):
 
 
 def uses_of_the_key():
-    """Alarms publish to the encrypted topic, rules send to the encrypted queue, SNS delivers; CloudWatch keeps the encrypted log."""
-    for service in ("cloudwatch", "events", "sns"):
-        for name in ("kms:Decrypt", "kms:GenerateDataKey"):
-            request = Request(f"{service}.amazonaws.com", name, KEY, (("aws:SourceAccount", ACCOUNT),))
-            others = [principal("s3.amazonaws.com"), SOMEBODY_ELSE, action("kms:ScheduleKeyDeletion"), action("kms:PutKeyPolicy")]
-            yield by_service("policy of Key", request, [*OTHER_SOURCE_ACCOUNTS, *others])
+    """Alarms publish to the encrypted topic, rules send to the encrypted queue, SNS delivers to such queues; CloudWatch keeps the encrypted log."""
+    for name in ("kms:Decrypt", "kms:GenerateDataKey"):
+        others = [principal("s3.amazonaws.com"), SOMEBODY_ELSE, action("kms:ScheduleKeyDeletion"), action("kms:PutKeyPolicy")]
+        # That these two tell KMS the account in whose name they ask is documented nowhere, so they must be allowed without.
+        for service in ("cloudwatch", "events"):
+            yield by_service("policy of Key", Request(f"{service}.amazonaws.com", name, KEY), others)
+        request = Request("sns.amazonaws.com", name, KEY, (("aws:SourceAccount", ACCOUNT),))
+        yield by_service("policy of Key", request, [*OTHER_SOURCE_ACCOUNTS, *others])
     for name in ("kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:DescribeKey"):
         request = Request(f"logs.{REGION}.amazonaws.com", name, KEY, ((LOGS_CONTEXT, LOG_GROUP),))
         other = (LOGS_CONTEXT, LOG_GROUP.replace(ACCOUNT, ELSEWHERE))

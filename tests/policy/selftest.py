@@ -143,6 +143,16 @@ def via(service):
     return {"StringLike": {"kms:ViaService": service}}
 
 
+def source_account(account):
+    """The condition that a service asks in an account's name."""
+    return {"StringLike": {"aws:SourceAccount": account}}
+
+
+def service(name):
+    """A service as a principal."""
+    return {"Service": f"{name}.amazonaws.com"}
+
+
 def attach_managed_policy(translated, _):
     translated["Resources"]["FunctionRole"]["Properties"]["ManagedPolicyArns"] = ["arn:aws:iam::aws:policy/AmazonSSMFullAccess"]
 
@@ -157,7 +167,7 @@ def repeat_statement(translated, _):
 
 
 MISSING = "must be allowed, and is refused"
-KEY_USERS = "AlarmsAndRulesAndTheTopicItself"
+ALARMS_AND_RULES = "AlarmsAndRules"
 OWN_DOCUMENT = in_account("ssm:*", f"document/{DOCUMENT}")
 INSTANCES = in_account("ec2:*", "instance/*")
 IN_POLICIES = [
@@ -189,8 +199,11 @@ IN_POLICIES = [
     Fault("anybody may be the function", role("trust", Principal={"AWS": "*"}), ":role/somebody"),
     Fault("more services may be the function", role("trust", Principal={"Service": ["lambda.amazonaws.com", "ec2.amazonaws.com"]}), "by ec2.amazonaws.com"),
     Fault("every function", edited("ScheduleRole", "InvokeTheFunction", Resource=in_account("lambda:*", "function:*")), "function: another one", "schedule"),
-    Fault("the key for every service", edited("Key", KEY_USERS, Principal="*"), "by s3.amazonaws.com", "own key"),
-    Fault("the key not for alarms", edited("Key", KEY_USERS, Principal={"Service": "events.amazonaws.com"}), "by cloudwatch.amazonaws.com", "own key"),
+    Fault("the key for every service", edited("Key", ALARMS_AND_RULES, Principal="*"), "by s3.amazonaws.com", "own key"),
+    Fault("the key not for alarms", edited("Key", ALARMS_AND_RULES, Principal=service("events")), "by cloudwatch.amazonaws.com", "own key"),
+    Fault("the key not for rules", edited("Key", ALARMS_AND_RULES, Principal=service("cloudwatch")), "by events.amazonaws.com", "own key"),
+    Fault("the key only for who tells its account", edited("Key", ALARMS_AND_RULES, Condition=source_account(ACCOUNT)), MISSING, "own key"),
+    Fault("the key for anybody's topics", edited("Key", "TopicToQueuesWithThisKey", Condition=source_account("*")), f"SourceAccount: {cases.ELSEWHERE}", "own key"),
     Fault("the key for every account", edited("Key", "TheAccountDecidesByItsOwnPolicies", Principal={"AWS": "*"}), ":role/somebody", "own key"),
     Fault("the queue for any rule", rule_condition(in_account("events:*", "rule/*")), "the rule of the other trigger"),
     Fault("the queue for the wrong rule", rule_condition(in_account("events:*", "rule/*Pipeline*")), MISSING, "deployments"),

@@ -38,8 +38,8 @@ def check_function(finder, source, _translation):
 
 
 def check_wiring(finder, _source, translation):
-    """In every stack that the template can become, callers may call, what fails is kept, and alarms are about metrics that exist."""
-    wiring.check(finder, translation)
+    """In every stack that the template can become, callers may call, what fails is kept, alarms are about real metrics, and each property was decided about."""
+    wiring.check(finder, template.ROOT, translation)
 
 
 def check_lint(finder, _source, translation):

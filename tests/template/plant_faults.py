@@ -57,7 +57,7 @@ class Catchers:
             "event patterns": lambda root, source: self.found(check_events.check_patterns, self.aws, source, root),
             "parameters": lambda root, source: self.found(check_events.check_parameters, self.aws, source, stacks.SETS.values()),
             "policy": lambda root, source: self.policy(root),
-            "wiring": lambda root, source: self.found(wiring.check, template.translated(source)),
+            "wiring": lambda root, source: self.found(wiring.check, root, template.translated(source)),
         }
 
     def found(self, check, *about):

@@ -1,7 +1,9 @@
 """What has to hang together in every stack, and what no linter looks at: whoever calls the function may call it, what cannot be delivered is kept, what is
-encrypted is so in one way, and every alarm is about a metric that exists. What the policies allow is another question, which tests/policy answers."""
+encrypted is so in one way, every alarm is about a metric that exists, and no property stands there that nobody decided about. What the policies allow is another
+question, which tests/policy answers."""
 
 import json
+import re
 
 import stacks
 
@@ -12,8 +14,68 @@ KEY = {"Fn::GetAtt": ["Key", "Arn"]}
 # Fields of a request that the function reads (README, "What starts it").
 REQUEST = {"application", "deploymentGroup", "deploymentId", "region", "time", "dryRun"}
 
+# A property with any value: another check looks at it, here, in this folder or in tests/policy, or it only tells people something.
+ANY = object()
+
+# What was decided about the properties of each type: the value that must stand there, or ANY, for one that may. Every other property is a problem until somebody
+# has decided about it, since many of those that are left can keep an event, a message or an alarm back. A dot leads into a property, through lists too.
+DECIDED = {
+    "AWS::Lambda::Function": {
+        **dict.fromkeys(["Architectures", "Code", "Description", "Environment.Variables", "Handler", "MemorySize", "Role", "Runtime", "Tags", "Timeout"], ANY),
+        "LoggingConfig.LogGroup": ANY,
+        # Without it, Lambda's own lines are no JSON, and filters on fields miss them.
+        "LoggingConfig.LogFormat": "JSON",
+    },
+    "AWS::Lambda::EventInvokeConfig": {
+        "FunctionName": ANY,
+        # The rules and the schedule call the function without a version.
+        "Qualifier": "$LATEST",
+        # Lambda's most, as is the age of six hours that stands nowhere: throttling may last.
+        "MaximumRetryAttempts": 2,
+        "DestinationConfig.OnFailure.Destination": ANY,
+    },
+    "AWS::Lambda::Permission": {
+        "Action": "lambda:InvokeFunction",
+        "FunctionName": {"Ref": "RestartFunction"},
+        "Principal": "events.amazonaws.com",
+        "SourceArn": ANY,
+    },
+    # On the default bus, where AWS's services send to; on; repeated for 24 hours; and the event stays as it is.
+    "AWS::Events::Rule": dict.fromkeys(["Description", "EventPattern", "Targets.Id", "Targets.Arn", "Targets.DeadLetterConfig.Arn"], ANY),
+    # On, for ever, in UTC, and repeated for 24 hours.
+    "AWS::Scheduler::Schedule": {
+        **dict.fromkeys(["Description", "Target.Arn", "Target.DeadLetterConfig.Arn", "Target.Input", "Target.RoleArn"], ANY),
+        "ScheduleExpression": stacks.SCHEDULE["ScheduleExpression"],
+        "FlexibleTimeWindow.Mode": "OFF",
+    },
+    "AWS::IAM::Role": dict.fromkeys(["AssumeRolePolicyDocument", "Description", "PermissionsBoundary", "Policies"], ANY),
+    "AWS::SNS::Topic": dict.fromkeys(["DisplayName", "KmsMasterKeyId"], ANY),
+    # Without a filter: whoever gives an address wants every message, and the alarms.
+    "AWS::SNS::Subscription": dict.fromkeys(["Endpoint", "Protocol", "TopicArn"], ANY),
+    "AWS::SQS::Queue": {
+        # 14 days, which is SQS's most.
+        "MessageRetentionPeriod": 14 * 24 * 60 * 60,
+        "KmsMasterKeyId": ANY,
+        "SqsManagedSseEnabled": ANY,
+    },
+    "AWS::SQS::QueuePolicy": dict.fromkeys(["PolicyDocument", "Queues"], ANY),
+    "AWS::Logs::LogGroup": dict.fromkeys(["KmsKeyId", "RetentionInDays"], ANY),
+    "AWS::KMS::Key": {"Description": ANY, "EnableKeyRotation": True, "KeyPolicy": ANY},
+    "AWS::CloudWatch::Alarm": {
+        **dict.fromkeys(["AlarmActions", "AlarmDescription", "Dimensions.Name", "Dimensions.Value", "MetricName", "Namespace", "Statistic", "Threshold"], ANY),
+        # What happens once is told. The function is idle most of the time, so that an alarm which waits for several bad periods would hardly ever go off.
+        "Period": 300,
+        "EvaluationPeriods": 1,
+        "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+        "TreatMissingData": "notBreaching",
+    },
+    # Without a name, under which CloudFormation could not replace it.
+    "AWS::SSM::Document": dict.fromkeys(["Content", "DocumentType", "Tags", "UpdateMethod"], ANY),
+}
+
 # Metrics, each with the one dimension under which the service publishes it, the type of the resource that the dimension names, and the statistic that tells
-# whether it happened at all. Without an alarm on any of them, something could go wrong in silence. Sources:
+# whether it happened at all. Each needs an alarm. They are not every way to lose something: no alarm tells of a schedule's delivery that could not even be put
+# into the queue. Sources:
 # https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
 # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-monitoring.html (RuleName alone: the default bus)
@@ -27,38 +89,73 @@ METRICS = {
 }
 
 
-def check(finder, translation):
+def check(finder, root, translation):
     """Every stack that the template can become hangs together."""
+    reserve = re.search(r"\bRESERVE: Duration = Duration::from_secs\((\d+)\)", (root / "src/clock.rs").read_text())
+    if not finder.expect(reserve, "src/clock.rs has no RESERVE in whole seconds: the alarm on the duration cannot be judged"):
+        return
     for values in stacks.every_set():
-        check_stack(finder, stacks.stack(translation, values), values)
+        check_stack(finder, stacks.stack(translation, values), values, int(reserve[1]))
 
 
-def check_stack(finder, stack, values):
-    """One stack, and the parameters that it is made with."""
+def check_stack(finder, stack, values, reserve):
+    """One stack, the parameters that it is made with, and how many seconds before its timeout the function stops its work."""
     resources = stack["Resources"]
     missing = stacks.references([resources, stack["Outputs"]]) - set(resources)
     finder.expect(not missing, f"with {values}, the stack refers to {sorted(missing)}, which it has not")
+    check_properties(finder, resources)
     check_function(finder, resources)
     rules = of_type(resources, "AWS::Events::Rule")
     finder.expect(len(rules) == 1, f"with {values}, there are {len(rules)} rules")
     for name, rule in rules.items():
         check_rule(finder, resources, name, rule)
     for name, permission in of_type(resources, "AWS::Lambda::Permission").items():
-        check_permission(finder, name, permission)
+        finder.expect("SourceArn" in permission, f"{name} lets the rules of anybody call the function")
     schedules = of_type(resources, "AWS::Scheduler::Schedule")
     finder.expect(len(schedules) == ("ScheduleExpression" in values), f"with {values}, there are {len(schedules)} schedules")
     for name, schedule in schedules.items():
         check_schedule(finder, name, schedule)
+    for name, role in of_type(resources, "AWS::IAM::Role").items():
+        boundary, wanted = role.get("PermissionsBoundary"), values.get("PermissionsBoundaryArn")
+        finder.expect(boundary == wanted, f"the boundary of {name} is {boundary}, not {wanted}")
     check_encryption(finder, resources, KEY if "CustomerKey" in values else None)
     subscriptions = [(told["Protocol"], told["Endpoint"], told["TopicArn"]) for told in of_type(resources, "AWS::SNS::Subscription").values()]
     wanted = [("email", values["AlertEmail"], {"Ref": "Topic"})] if "AlertEmail" in values else []
     finder.expect(subscriptions == wanted, f"the subscriptions are {subscriptions}, not {wanted}")
-    check_alarms(finder, resources, values)
+    check_alarms(finder, resources, values, reserve)
 
 
 def of_type(resources, kind):
     """The properties of the resources of a type, by name."""
     return {name: resource["Properties"] for name, resource in resources.items() if resource["Type"] == kind}
+
+
+def check_properties(finder, resources):
+    """Every property was decided about, and has the value that was decided on."""
+    for name, resource in resources.items():
+        decided = DECIDED.get(resource["Type"])
+        if not finder.expect(decided is not None, f"{name} is an {resource['Type']}: decide about its properties in DECIDED of tests/template/wiring.py"):
+            continue
+        found = {}
+        for path, value in properties(resource.get("Properties", {}), decided):
+            found.setdefault(path, []).append(value)
+            finder.expect(path in decided, f"{name} has the property {path}: decide about it in DECIDED of tests/template/wiring.py, or take it out")
+        for path, wanted in decided.items():
+            values = found.get(path, [])
+            finder.expect(wanted is ANY or (values and all(value == wanted for value in values)), f"{path} of {name} is {values}, not {wanted!r}")
+
+
+def properties(node, decided, path=""):
+    """(path, value) of each property: as deep as was decided, and as a whole where nothing was."""
+    deeper = not path or any(known.startswith(f"{path}.") for known in decided)
+    if deeper and isinstance(node, dict):
+        for name, value in node.items():
+            yield from properties(value, decided, f"{path}.{name}" if path else name)
+    elif deeper and isinstance(node, list):
+        for part in node:
+            yield from properties(part, decided, path)
+    else:
+        yield path, node
 
 
 def check_function(finder, resources):
@@ -73,27 +170,16 @@ def check_function(finder, resources):
 
 
 def check_rule(finder, resources, name, rule):
-    """The rule is on and hands the event over to the function as it is, which it may call; what it cannot deliver is put into the queue."""
-    finder.expect(rule.get("State", "ENABLED") == "ENABLED", f"{name} is off")
-    finder.expect("EventBusName" not in rule, f"{name} listens on another bus than AWS's services send to")
+    """The rule hands the event over to the function, which it may call; what it cannot deliver is put into the queue."""
     targets = rule.get("Targets", [])
     finder.expect([target["Arn"] for target in targets] == [FUNCTION], f"{name} calls {[target['Arn'] for target in targets]}, not the function")
     for target in targets:
-        finder.expect(not {"Input", "InputPath", "InputTransformer"} & set(target), f"{name} changes the event")
         finder.expect(target.get("DeadLetterConfig") == {"Arn": QUEUE}, f"what {name} cannot deliver is not put into the queue")
     arn = {"Fn::GetAtt": [name, "Arn"]}
     permitted = [permission.get("SourceArn") for permission in of_type(resources, "AWS::Lambda::Permission").values()]
     finder.expect(arn in permitted, f"{name} may not call the function: no permission is for it")
     policies = [policy for policy in of_type(resources, "AWS::SQS::QueuePolicy").values() if {"Ref": "FailedEvents"} in policy["Queues"]]
     finder.expect(len(policies) == 1, f"the queue has {len(policies)} policies: {name} needs one to put something into it")
-
-
-def check_permission(finder, name, permission):
-    """A permission is for a rule of this stack, to call the function."""
-    finder.expect(permission["Action"] == "lambda:InvokeFunction", f"{name} permits {permission['Action']}")
-    finder.expect(permission["FunctionName"] == {"Ref": "RestartFunction"}, f"{name} is about {permission['FunctionName']}")
-    finder.expect(permission["Principal"] == "events.amazonaws.com", f"{name} is for {permission['Principal']}")
-    finder.expect("SourceArn" in permission, f"{name} lets the rules of anybody call the function")
 
 
 def check_schedule(finder, name, schedule):
@@ -124,19 +210,18 @@ def check_encryption(finder, resources, key):
         finder.expect(under == key, f"{what} is encrypted with {under}, not {key}")
 
 
-def check_alarms(finder, resources, values):
-    """Each alarm is about a metric that exists for a resource of this stack, tells a topic, and is quiet while nothing happens; nothing goes unwatched."""
+def check_alarms(finder, resources, values, reserve):
+    """Each alarm is about a metric that exists for a resource of this stack, and tells a topic; each metric has an alarm."""
     topic = values.get("AlarmTopicArn", values.get("TopicArn", {"Ref": "Topic"}))
     alarms = of_type(resources, "AWS::CloudWatch::Alarm")
+    timeout = resources["RestartFunction"]["Properties"]["Timeout"]
     for name, alarm in alarms.items():
         finder.expect(alarm.get("AlarmActions") == [topic], f"with {values}, {name} tells {alarm.get('AlarmActions')}")
-        finder.expect(alarm.get("ActionsEnabled", True) is True, f"{name} is mute")
-        finder.expect(alarm.get("TreatMissingData") == "notBreaching", f"{name} does not rest while nothing happens")
-        finder.expect(alarm.get("ComparisonOperator") == "GreaterThanOrEqualToThreshold", f"{name} compares by {alarm.get('ComparisonOperator')}")
         check_metric(finder, resources, name, alarm)
-        # In milliseconds. Of everything else, one is too many.
-        limit = 1000 * resources["RestartFunction"]["Properties"]["Timeout"] if alarm.get("MetricName") == "Duration" else 2
-        finder.expect(0 < alarm["Threshold"] < limit, f"{name} waits for {alarm['Threshold']}, and should for less than {limit}")
+        # A duration, in milliseconds, that the function reaches only when it does not end by itself. Of everything else, one is too many.
+        above, below = (1000 * (timeout - reserve), 1000 * timeout) if alarm.get("MetricName") == "Duration" else (0, 2)
+        threshold = alarm.get("Threshold")
+        finder.expect(threshold is not None and above < threshold < below, f"{name} waits for {threshold}, which should lie between {above} and {below}")
     unwatched = set(METRICS) - {(alarm.get("Namespace"), alarm.get("MetricName")) for alarm in alarms.values()}
     finder.expect(not unwatched, f"no alarm watches {sorted(unwatched)}")
 
