@@ -413,10 +413,10 @@ impl Run<'_> {
         }
         let before = chunk.ids.len();
         let left = self.decide_again(chunk, true).await?;
-        match left.ids.len() {
-            0 => {}
-            now if now < before => chunks.push_front(left),
-            _ => self.split(left, error, chunks),
+        if left.ids.len() < before {
+            chunks.push_front(left);
+        } else {
+            self.split(left, error, chunks);
         }
         Ok(())
     }

@@ -364,3 +364,35 @@ async fn halves_of_a_refused_command_are_read_again_after_60_seconds_too() {
     assert!(!story.sent_to().contains(&id(32)), "{:?}", told.counts());
     assert_eq!(told.counts()["skipped"], 1, "{:#}", told.answer);
 }
+
+#[tokio::test(start_paused = true)]
+async fn once_sending_has_stopped_those_that_are_offline_are_told_as_they_were_seen() {
+    // One is offline from the beginning, another goes offline before its command is refused for it; the next
+    // command is refused for good, and nobody is asked for again.
+    let story = Story::of(3).setting("MAX_CONCURRENCY", "1").given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        // One after the other.
+        for code in ["InvalidInstanceId", "InvalidDocument"] {
+            state.faults.push(Fault {
+                operation: "SendCommand".to_owned(),
+                code: Some(code.to_owned()),
+                times: 1,
+                ..Fault::default()
+            });
+        }
+    });
+    let goes_offline = async {
+        while story.count("SendCommand") == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        story
+            .world
+            .with(|state| state.host(&id(2)).ping = "Inactive".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), goes_offline);
+    assert_eq!(told.counts(), &json!({"held-back": 1, "unreachable": 2}));
+    for (n, ping) in [(1, "ConnectionLost"), (2, "Inactive")] {
+        let detail = told.attention(&id(n))["detail"].to_string();
+        assert!(detail.contains(ping), "{detail}");
+    }
+}
