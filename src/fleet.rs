@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use aws_sdk_autoscaling::types::AutoScalingInstanceDetails;
 use aws_sdk_codedeploy::types::{
     DeploymentGroupInfo, DeploymentTarget, InstanceTarget, LifecycleEventStatus, TargetFilterName,
     TargetStatus,
@@ -654,25 +655,9 @@ async fn describe_lifecycles(
     client: &RegionClients,
     ids: &[String],
 ) -> Result<BTreeMap<String, Lifecycle>, CallError> {
-    const OPERATION: &str = "autoscaling:DescribeAutoScalingInstances";
-    let batches = ids.chunks(LIFECYCLE_BATCH).map(|batch| {
-        pages(OPERATION, move |token| async move {
-            let page = client
-                .autoscaling
-                .describe_auto_scaling_instances()
-                .set_instance_ids(Some(batch.to_vec()))
-                .set_next_token(token)
-                .send()
-                .await
-                .map_err(|error| {
-                    CallError::new(OPERATION, format!("{} instances", batch.len()), &error)
-                })?;
-            Ok((
-                page.auto_scaling_instances.unwrap_or_default(),
-                page.next_token,
-            ))
-        })
-    });
+    let batches = ids
+        .chunks(LIFECYCLE_BATCH)
+        .map(|batch| describe_lifecycles_of(client, batch));
     let found = try_join_all(batches).await?;
     Ok(found
         .into_iter()
@@ -682,6 +667,60 @@ async fn describe_lifecycles(
             Some((instance.instance_id?, lifecycle))
         })
         .collect())
+}
+
+/// One batch.
+async fn describe_lifecycles_of(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<Vec<AutoScalingInstanceDetails>, CallError> {
+    let (mut found, pages_read) = describe_lifecycles_once(client, ids).await?;
+    let known = found.iter().filter_map(|instance| instance.instance_id());
+    let missing = between_pages(ids, known.collect(), pages_read);
+    if !missing.is_empty() {
+        found.extend(describe_lifecycles_once(client, &missing).await?.0);
+    }
+    Ok(found)
+}
+
+/// Every page, and their number.
+async fn describe_lifecycles_once(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<(Vec<AutoScalingInstanceDetails>, usize), CallError> {
+    const OPERATION: &str = "autoscaling:DescribeAutoScalingInstances";
+    let mut pages_read = 0;
+    let found = pages(OPERATION, |token| {
+        pages_read += 1;
+        async move {
+            let page = client
+                .autoscaling
+                .describe_auto_scaling_instances()
+                .set_instance_ids(Some(ids.to_vec()))
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|error| {
+                    CallError::new(OPERATION, format!("{} instances", ids.len()), &error)
+                })?;
+            Ok((
+                page.auto_scaling_instances.unwrap_or_default(),
+                page.next_token,
+            ))
+        }
+    })
+    .await?;
+    Ok((found, pages_read))
+}
+
+/// Those that may have fallen between two pages: when an instance goes away in mid-paging, the rest of the list
+/// may move up. They are asked for once more.
+fn between_pages(ids: &[String], known: BTreeSet<&str>, pages_read: usize) -> Vec<String> {
+    let missing = ids.iter().filter(|id| !known.contains(id.as_str()));
+    match pages_read {
+        0 | 1 => Vec::new(),
+        _ => missing.cloned().collect(),
+    }
 }
 
 /// What Systems Manager knows of these instances. Those it does not know are absent.
@@ -712,7 +751,7 @@ async fn describe_nodes_of(
     let mut nodes = Vec::new();
     let mut open = vec![ids];
     while let Some(ids) = open.pop() {
-        match describe_nodes_once(client, ids).await {
+        match describe_nodes_listed(client, ids).await {
             Ok(found) => nodes.extend(found),
             Err(error) if error.code == "InvalidInstanceId" => {
                 if ids.len() > 1 {
@@ -726,10 +765,24 @@ async fn describe_nodes_of(
     Ok(nodes)
 }
 
-async fn describe_nodes_once(
+async fn describe_nodes_listed(
     client: &RegionClients,
     ids: &[String],
 ) -> Result<Vec<InstanceInformation>, CallError> {
+    let (mut found, pages_read) = describe_nodes_once(client, ids).await?;
+    let known = found.iter().filter_map(|node| node.instance_id());
+    let missing = between_pages(ids, known.collect(), pages_read);
+    if !missing.is_empty() {
+        found.extend(describe_nodes_once(client, &missing).await?.0);
+    }
+    Ok(found)
+}
+
+/// Every page, and their number.
+async fn describe_nodes_once(
+    client: &RegionClients,
+    ids: &[String],
+) -> Result<(Vec<InstanceInformation>, usize), CallError> {
     const OPERATION: &str = "ssm:DescribeInstanceInformation";
     let resource = format!("{} instances", ids.len());
     let filter = InstanceInformationStringFilter::builder()
@@ -737,7 +790,9 @@ async fn describe_nodes_once(
         .set_values(Some(ids.to_vec()))
         .build()
         .map_err(|_| CallError::incomplete(OPERATION, &resource, "filter"))?;
-    pages(OPERATION, |token| {
+    let mut pages_read = 0;
+    let found = pages(OPERATION, |token| {
+        pages_read += 1;
         let (filter, resource) = (filter.clone(), resource.clone());
         async move {
             let _turn = client.ssm_pace.turn().await;
@@ -756,7 +811,8 @@ async fn describe_nodes_once(
             ))
         }
     })
-    .await
+    .await?;
+    Ok((found, pages_read))
 }
 
 fn read_node(info: &InstanceInformation) -> Node {

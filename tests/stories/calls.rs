@@ -1,7 +1,10 @@
 //! Which calls are made: no more than can answer, none larger than AWS takes, and every page of what they give.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sim::Target;
+use tokio::time::sleep;
 
 use super::decisions::tagged;
 use super::support::{EVENT_TIME, REGION, Story, commands, id};
@@ -239,4 +242,57 @@ async fn a_command_names_its_instances_in_order_and_leaves_the_rate_to_us() {
         assert_eq!(look.params["Details"], true);
         assert!(look.params["CommandId"].is_string());
     }
+}
+
+/// The list of nodes moved up while it was read, and an instance that is online stood on no page: it was skipped,
+/// since the deployment had not reached it.
+#[tokio::test(start_paused = true)]
+async fn who_falls_between_two_pages_of_the_inventory_is_asked_for_again() {
+    let story = tagged(6).given(|state| {
+        state.page_shortfall = 47;
+        let targets = &mut state.deployment("d-EXAMPLEE5").targets;
+        targets[3].lifecycle_started = false;
+    });
+    let goes_away = async {
+        while story.count("DescribeInstanceInformation") == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        story
+            .world
+            .with(|state| state.host(&id(1)).state = "terminated".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), goes_away);
+    assert_eq!(story.sent_to(), [2, 3, 4, 5, 6].map(id));
+    assert_eq!(told.counts()["restarted"], 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_falls_between_two_pages_of_auto_scaling_is_asked_for_again() {
+    let story = tagged(6).given(|state| {
+        state.page_sizes.auto_scaling_instances = 3;
+        let members = (1..=6).map(|n| sim::Member {
+            id: id(n),
+            lifecycle: if n == 4 { "Pending:Wait" } else { "InService" }.to_owned(),
+        });
+        state
+            .region(REGION)
+            .auto_scaling_groups
+            .push(sim::AutoScalingGroup {
+                name: "another".to_owned(),
+                instances: members.collect(),
+            });
+    });
+    let leaves = async {
+        while story.count("DescribeAutoScalingInstances") == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        story.world.with(|state| {
+            state.region(REGION).auto_scaling_groups[0]
+                .instances
+                .remove(0);
+        });
+    };
+    let (told, ()) = tokio::join!(story.run(), leaves);
+    assert_eq!(told.counts(), &json!({"restarted": 5, "skipped": 1}));
+    assert!(!story.sent_to().contains(&id(4)));
 }
