@@ -203,6 +203,17 @@ impl Restarter {
                 return Ok(json!(Answer::ignored(order.as_ref(), reason)));
             }
         };
+        // Nobody gets the answer to an event: its plan is in the log.
+        for (id, entry) in report.plan() {
+            tracing::info!(
+                instance.id = %id,
+                decision = entry.decision.word(),
+                reason = entry.decision.reason(),
+                "dry run: {id}: {}: {}",
+                entry.decision.word(),
+                entry.decision.reason()
+            );
+        }
         for problem in report.problems() {
             tracing::error!(step = problem.step, code = %problem.code, "{}", problem.message);
         }

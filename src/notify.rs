@@ -378,7 +378,8 @@ fn repeat_commands(group: &GroupReport, report: &Report, home: &Home) -> Vec<Str
             let payload = request.to_string().replace('\'', "'\\''");
             format!(
                 "aws lambda invoke --region {} --function-name {} \
-                 --cli-binary-format raw-in-base64-out --payload '{payload}' answer.json",
+                 --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{payload}' \
+                 answer.json",
                 home.region, home.function
             )
         })

@@ -314,6 +314,12 @@ impl Report {
         self.problem.iter().chain(groups)
     }
 
+    /// The decisions of a dry run, by id in each group; nothing otherwise.
+    pub fn plan(&self) -> impl Iterator<Item = (&String, &Entry)> {
+        let groups = self.groups.iter().filter(|_| self.dry_run);
+        groups.flat_map(|group| &group.instances)
+    }
+
     fn result(&self) -> &'static str {
         match self.dry_run {
             true if !self.has_problem() => "dry-run",
