@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sim::{AgentFault, Fault};
+use sim::{AgentFault, Fault, FaultKind};
 use tokio::time::sleep;
 
 use super::support::{IN_WAVES, Story, id, most_at_once};
@@ -335,7 +335,9 @@ async fn after_a_slow_second_look_it_may_be_too_late_to_send() {
             state.host(&id(1)).agent.restart_seconds = 140.0;
             state.faults.push(Fault {
                 operation: "DescribeAutoScalingInstances".to_owned(),
-                times: 6,
+                // Ten seconds for each attempt, whatever the pauses between them are.
+                kind: FaultKind::NoReply,
+                times: 4,
                 ..Fault::default()
             });
         });
