@@ -144,6 +144,8 @@ async fn a_target_that_was_scaled_in_is_skipped() {
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"restarted": 1, "skipped": 1}));
     assert!(story.silent());
+    // Without tag filters a target that is no member can only have been scaled in.
+    assert_eq!(story.count("BatchGetDeploymentTargets"), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -620,3 +620,15 @@ async fn whoever_made_the_last_deployment_it_is_meant_unless_it_is_automatic() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_none_is_told_and_not_called() {
+    let story = actions(Story::of(1), |actions| {
+        actions[0].region = Some("eu west.example.com".to_owned());
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "IncompleteAction");
+    let message = told.answer["problem"]["message"].to_string();
+    assert!(message.contains("usable region"), "{message}");
+    assert_eq!(story.count("GetDeployment"), 0);
+}

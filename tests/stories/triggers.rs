@@ -107,6 +107,7 @@ async fn a_dry_run_plans_and_writes_nothing() {
     let plan = told.group()["plan"].as_array().expect("there is a plan");
     let decisions: Vec<&Value> = plan.iter().map(|row| &row["decision"]).collect();
     assert_eq!(decisions, ["restart", "skipped", "unreachable"]);
+    assert_eq!(plan[0]["reason"], "InService, online");
     assert_eq!(plan[1]["reason"], "lifecycle state Pending:Wait");
     assert_eq!(story.count("SendCommand"), 0);
     assert_eq!(story.count("Publish"), 0);
