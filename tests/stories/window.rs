@@ -354,3 +354,25 @@ async fn an_update_a_hanging_restart_and_a_draining_agent_stop_nothing() {
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"busy": 3, "restarted": 1}));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_start_gives_its_slot_away_though_the_others_still_run() {
+    if IN_WAVES {
+        // There the others' movement says that its turn may still come.
+        return;
+    }
+    let story = Story::of(4)
+        .setting("MAX_CONCURRENCY", "3")
+        .setting("BUSY_WAIT_SECONDS", "240")
+        .given(|state| {
+            state.host(&id(1)).offline = true;
+            for n in [2, 3] {
+                state.host(&id(n)).agent.busy = vec![[0.0, 230.0]];
+            }
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 3, "undelivered": 1}));
+    let sent = story.times_of("SendCommand");
+    let pause = sent[1] - sent[0];
+    assert!((150.0..160.0).contains(&pause), "{pause} s");
+}
