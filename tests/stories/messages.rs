@@ -754,3 +754,18 @@ async fn subscriptions_can_filter_on_the_group_that_was_ordered_though_it_was_no
     let applications = &attributes["application"];
     assert_eq!(applications["Value"], json!([sim::APPLICATION]).to_string());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_problem_before_any_group_is_read_still_carries_the_group_to_filter_on() {
+    let story = Story::of(1);
+    let mut foreign = event("codedeploy-success");
+    foreign["account"] = json!("210987654321");
+    let told = story.event(&foreign).await;
+    assert_eq!(told.answer["problem"]["code"], "OtherAccount");
+    let attributes = json!(story.message().attributes);
+    assert_eq!(attributes["application"]["Value"], r#"["my-application"]"#);
+    assert_eq!(
+        attributes["deploymentGroup"]["Value"],
+        r#"["my-deployment-group"]"#
+    );
+}
