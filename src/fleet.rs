@@ -657,7 +657,7 @@ async fn describe_lifecycles(
 ) -> Result<BTreeMap<String, Lifecycle>, CallError> {
     let batches = ids
         .chunks(LIFECYCLE_BATCH)
-        .map(|batch| describe_lifecycles_of(client, batch));
+        .map(|batch| describe_lifecycles_listed(client, batch));
     let found = try_join_all(batches).await?;
     Ok(found
         .into_iter()
@@ -669,8 +669,8 @@ async fn describe_lifecycles(
         .collect())
 }
 
-/// One batch.
-async fn describe_lifecycles_of(
+/// One batch: those that the service lists, also where its list moved up between two pages.
+async fn describe_lifecycles_listed(
     client: &RegionClients,
     ids: &[String],
 ) -> Result<Vec<AutoScalingInstanceDetails>, CallError> {
@@ -765,6 +765,7 @@ async fn describe_nodes_of(
     Ok(nodes)
 }
 
+/// Those that the service lists, also where its list moved up between two pages.
 async fn describe_nodes_listed(
     client: &RegionClients,
     ids: &[String],

@@ -297,7 +297,7 @@ def check_message(returned, before, after):
 
 
 def story_dry_run(stage):
-    """A dry run returns its plan; it sends and publishes nothing."""
+    """A dry run returns its plan and logs it, for nobody gets the answer to an event; it sends and publishes nothing."""
     before = stage.state()
     returned = stage.invoke_file("dry-run")
     after = stage.state()
@@ -309,6 +309,10 @@ def story_dry_run(stage):
         [(instance, "restart") for instance in [*HEALTHY, CRASHING]] + [(LOST, "unreachable"), (STARTING, "skipped")],
     )
     expect("Pending:Wait" in group["plan"][-1]["reason"], f"reason {group['plan'][-1]['reason']!r}")
+    log = stage.function.log.read_text()
+    for step in group["plan"]:
+        line = f"dry run: {step['instanceId']}: {step['decision']}: {step['reason']}"
+        expect(line in log, f"the log does not say {line!r}")
     fleet = [*HEALTHY, CRASHING, LOST, STARTING]
     expect_equal("agents", [host(after, instance)["agent"] for instance in fleet], [host(before, instance)["agent"] for instance in fleet])
     called = operations(after["calls"][len(before["calls"]) :])
