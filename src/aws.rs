@@ -250,7 +250,7 @@ impl CallError {
             code if code.ends_with("DoesNotExistException")
                 || code.ends_with("NotFoundException") =>
             {
-                format!("{resource} is gone: nothing to do if it was deleted on purpose")
+                format!("{resource} is not there: check the name, unless it was deleted on purpose")
             }
             _ => "repeat by hand; if it fails again, see the function's log".to_owned(),
         }

@@ -1,6 +1,5 @@
 """What the template and the rest of the repository say about the same thing: README.md, docs/deploy.md, src/, Cargo.toml."""
 
-import json
 import re
 import tomllib
 
@@ -8,6 +7,8 @@ import botocore.session
 
 # Settings that no parameter gives: the README's word for them, and the resource whose reference they are.
 OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument")}
+# Settings whose parameter may be left out for a resource of the stack's own. All others are their parameter's value, and nothing else.
+UNLESS_GIVEN = {"TOPIC_ARN": {"Fn::If": ["OwnTopic", {"Ref": "Topic"}, {"Ref": "TopicArn"}]}}
 
 # What each parameter that is checked by a pattern takes and refuses, at the edges of the accepted form.
 TOPICS = (
@@ -59,6 +60,7 @@ def check(finder, root, template):
     settings = check_settings(finder, root, template)
     check_stack_parameters(finder, root, template, settings)
     check_alarms(finder, root, template)
+    check_outputs(finder, root, template)
     check_parameters(finder, template["Parameters"])
     check_console(finder, template)
     check_publication(finder, root, template)
@@ -112,7 +114,8 @@ def check_settings(finder, root, template):
         if not finder.expect(name in parameters, f"README names the parameter {name} of {variable}, the template has none"):
             continue
         parameter = parameters[name]
-        finder.expect(f'"Ref": "{name}"' in json.dumps(environment.get(variable)), f"{variable} does not get its value from the parameter {name}")
+        found = environment.get(variable)
+        finder.expect(found == UNLESS_GIVEN.get(variable, {"Ref": name}), f"{variable} is {found}, not the value of the parameter {name}")
         expect_default(finder, "README", name, parameter, default)
         check_accepted(finder, name, parameter, accepted)
     return settings
@@ -155,6 +158,14 @@ def check_alarms(finder, root, template):
     told = sorted(name for row in rows for name in re.findall(r"`(\w+)`", row[0]))
     alarms = sorted(name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::CloudWatch::Alarm")
     finder.expect(not rows or told == alarms, f"{path} tells of the alarms {told}, the template has {alarms}")
+
+
+def check_outputs(finder, root, template):
+    """Every output that a document's commands or sentences name is one of the stack's."""
+    for path in sorted([root / "README.md", *root.glob("docs/*.md"), *root.glob("document/*.md")]):
+        for name in re.findall(r"\$\(stack (\w+)\)|output `(\w+)`", path.read_text()):
+            name = "".join(name)
+            finder.expect(name in template["Outputs"], f"{path.relative_to(root)} names the output {name}, which the stack has not")
 
 
 def expect_default(finder, path, name, parameter, default):

@@ -39,7 +39,7 @@ CHOICES = [
     [{}, OWN_KEY],
 ]
 
-# The sets that are linted: every choice once by itself, and together with all others of which it says something.
+# The sets that are looked at one by one, by checkov and by the emulator: every choice once by itself, and together with all others of which it says something.
 SETS = {
     "defaults": {},
     "deployments": DEPLOYMENTS,
@@ -61,18 +61,19 @@ def every_set():
         yield {name: value for choice in chosen for name, value in choice.items()}
 
 
-def stack(template, values):
+def stack(template, values, pseudo_parameters={}):
     """Resources and outputs of a translated template for these parameters: conditions are decided, parameters are put in, and only references to resources
-    stay as they are. A reference to a resource that this stack has not is left too: whoever reads the stack can find it."""
-    return Resolver(template, values).stack()
+    stay as they are. A reference to a resource that this stack has not is left too: whoever reads the stack can find it. The pseudo parameters stand above
+    those of this module."""
+    return Resolver(template, values, pseudo_parameters).stack()
 
 
 class Resolver:
     """The template, and the value of each parameter."""
 
-    def __init__(self, template, values):
+    def __init__(self, template, values, pseudo_parameters={}):
         self.template = template
-        self.values = dict(PSEUDO_PARAMETERS)
+        self.values = PSEUDO_PARAMETERS | pseudo_parameters
         for name, parameter in template["Parameters"].items():
             value = values.get(name, parameter.get("Default"))
             is_list = parameter["Type"] == "CommaDelimitedList"

@@ -11,8 +11,21 @@ FUNCTION = {"Fn::GetAtt": ["RestartFunction", "Arn"]}
 QUEUE = {"Fn::GetAtt": ["FailedEvents", "Arn"]}
 KEY = {"Fn::GetAtt": ["Key", "Arn"]}
 
-# Fields of a request that the function reads (README, "What starts it").
-REQUEST = {"application", "deploymentGroup", "deploymentId", "region", "time", "dryRun"}
+# How late a metric may come after what it tells about is over, in seconds: a guess with room to spare, for which nobody gives a number.
+LATE = 600
+
+# What a stack tells whoever asks for it: the commands of the documents rest on these.
+OUTPUTS = {
+    "FunctionName": {"Ref": "RestartFunction"},
+    "FunctionArn": FUNCTION,
+    "FunctionRoleName": {"Ref": "FunctionRole"},
+    "DocumentName": {"Ref": "RestartDocument"},
+    "LogGroupName": {"Ref": "FunctionLogs"},
+    "FailedEventsQueueUrl": {"Ref": "FailedEvents"},
+}
+
+# Another partition of AWS, in which no ARN begins as in the usual one.
+CHINA = {"AWS::Partition": "aws-cn", "AWS::Region": "cn-north-1", "AWS::URLSuffix": "amazonaws.com.cn"}
 
 # A property with any value: another check looks at it, here, in this folder or in tests/policy, or it only tells people something.
 ANY = object()
@@ -65,7 +78,8 @@ DECIDED = {
         **dict.fromkeys(["AlarmActions", "AlarmDescription", "Dimensions.Name", "Dimensions.Value", "MetricName", "Namespace", "Statistic", "Threshold"], ANY),
         # What happens once is told. The function is idle most of the time, so that an alarm which waits for several bad periods would hardly ever go off.
         "Period": 300,
-        "EvaluationPeriods": 1,
+        "EvaluationPeriods": ANY,
+        "DatapointsToAlarm": 1,
         "ComparisonOperator": "GreaterThanOrEqualToThreshold",
         "TreatMissingData": "notBreaching",
     },
@@ -96,6 +110,8 @@ def check(finder, root, translation):
         return
     for values in stacks.every_set():
         check_stack(finder, stacks.stack(translation, values), values, int(reserve[1]))
+    for values in ({"CustomerKey": "true"}, {"CustomerKey": "true"} | stacks.SCHEDULE | stacks.DEPLOYMENTS):
+        check_partition(finder, stacks.stack(translation, values, CHINA))
 
 
 def check_stack(finder, stack, values, reserve):
@@ -104,6 +120,9 @@ def check_stack(finder, stack, values, reserve):
     missing = stacks.references([resources, stack["Outputs"]]) - set(resources)
     finder.expect(not missing, f"with {values}, the stack refers to {sorted(missing)}, which it has not")
     check_properties(finder, resources)
+    wanted = OUTPUTS | {"TopicArn": values.get("TopicArn", {"Ref": "Topic"})}
+    outputs = {name: output["Value"] for name, output in stack["Outputs"].items()}
+    finder.expect(outputs == wanted, f"with {values}, the stack's outputs are {outputs}, not {wanted}")
     check_function(finder, resources)
     rules = of_type(resources, "AWS::Events::Rule")
     finder.expect(len(rules) == 1, f"with {values}, there are {len(rules)} rules")
@@ -131,8 +150,10 @@ def of_type(resources, kind):
 
 
 def check_properties(finder, resources):
-    """Every property was decided about, and has the value that was decided on."""
+    """Every property was decided about, and has the value that was decided on; what is taken out of a stack goes, as docs/deploy.md says."""
     for name, resource in resources.items():
+        for policy in ("DeletionPolicy", "UpdateReplacePolicy"):
+            finder.expect(resource.get(policy, "Delete") == "Delete", f"{name} has the {policy} {resource.get(policy)}: it would be left behind")
         decided = DECIDED.get(resource["Type"])
         if not finder.expect(decided is not None, f"{name} is an {resource['Type']}: decide about its properties in DECIDED of tests/template/wiring.py"):
             continue
@@ -156,6 +177,14 @@ def properties(node, decided, path=""):
             yield from properties(part, decided, path)
     else:
         yield path, node
+
+
+def check_partition(finder, stack):
+    """No ARN names the usual partition in a stack of another one. What runs on the instances has ARNs of its own."""
+    for name, resource in stack["Resources"].items():
+        if resource["Type"] != "AWS::SSM::Document":
+            found = re.findall(r"arn:aws:[^\"]*", json.dumps(resource))
+            finder.expect(not found, f"{name} names {found} in every partition")
 
 
 def check_function(finder, resources):
@@ -195,7 +224,7 @@ def check_schedule(finder, name, schedule):
         "time": "<aws.scheduler.scheduled-time>",
     }
     request = json.loads(target["Input"])
-    finder.expect(wanted.items() <= request.items() and set(request) <= REQUEST, f"{name} sends {request}")
+    finder.expect(request == wanted, f"{name} sends {request}, not {wanted}")
 
 
 def check_encryption(finder, resources, key):
@@ -221,6 +250,10 @@ def check_alarms(finder, resources, values, reserve):
         # A duration, in milliseconds, that the function reaches only when it does not end by itself. Of everything else, one is too many.
         above, below = (1000 * (timeout - reserve), 1000 * timeout) if alarm.get("MetricName") == "Duration" else (0, 2)
         threshold = alarm.get("Threshold")
+        # Lambda dates a metric back to the start of the invocation: an alarm that does not look back so far never sees that of a long one.
+        # https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-view.html
+        looks_back = alarm.get("Period", 0) * alarm.get("EvaluationPeriods", 0)
+        finder.expect(looks_back >= timeout + LATE, f"{name} looks back for {looks_back} s: too short for an invocation of {timeout} s")
         finder.expect(threshold is not None and above < threshold < below, f"{name} waits for {threshold}, which should lie between {above} and {below}")
     unwatched = set(METRICS) - {(alarm.get("Namespace"), alarm.get("MetricName")) for alarm in alarms.values()}
     finder.expect(not unwatched, f"no alarm watches {sorted(unwatched)}")
