@@ -51,7 +51,8 @@ class Stack:
         return self.parameters.get("Trigger") != "deployments"
 
 
-LISTED = {"PipelineNames": f"{PIPELINE},another.one_2@prod"}
+OTHER_LISTED = "another.one_2@prod"
+LISTED = {"PipelineNames": f"{PIPELINE},{OTHER_LISTED}"}
 TAGGED = {"InstanceTagValue": TAG_VALUE}
 GIVEN_TOPIC = {"TopicArn": TOPIC}
 SCHEDULE = {"ScheduleExpression": "rate(7 days)", "ScheduleApplication": "my-application", "ScheduleDeploymentGroup": "my-deployment-group"}
@@ -81,7 +82,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A request that differs from an allowed one in one field."""
+    """A request that differs from an allowed one in one field; in two, where one cannot change without the other."""
 
     field: str
     value: str
@@ -114,14 +115,19 @@ def resource(field, shown, pattern, replacement):
     return change
 
 
+def longer(field, pattern):
+    """The resource whose name begins with the whole of the allowed one's."""
+    return resource(field, "the same name with -2 behind it", f"({pattern})", r"\1-2")
+
+
 def action(name, on=".*", instead=None):
-    """Another action, on the resource that matches; or on another one, where the action knows no such resource."""
+    """Another action, on the resource that matches; or on another one too, where the action knows no such resource."""
 
     def change(requests):
         request = first(requests, on)
         # A service's own circumstances mean nothing to another service.
         context = request.context if name.split(":")[0] == request.action.split(":")[0] and instead is None else ()
-        return Neighbour("action", name, replace(request, action=name, resource=instead or request.resource, context=context))
+        return Neighbour("action and resource" if instead else "action", name, replace(request, action=name, resource=instead or request.resource, context=context))
 
     return change
 
@@ -169,6 +175,7 @@ AUTO_SCALING_GROUP = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:1
 CHANGES = {
     "ssm:SendCommand": [
         resource("document", "another one of this account", r"document/.*", "document/another-document"),
+        longer("document", r"document/.*"),
         resource("document", "AWS-RunShellScript, which AWS owns", rf":{ACCOUNT}:document/.*", "::document/AWS-RunShellScript"),
         resource("document's account", ELSEWHERE, rf":{ACCOUNT}:document", f":{ELSEWHERE}:document"),
         resource("instance's account", ELSEWHERE, rf":{ACCOUNT}:instance", f":{ELSEWHERE}:instance"),
@@ -188,6 +195,7 @@ CHANGES = {
     "ssm:ListCommandInvocations": [action("ssm:ListCommands"), action("ssm:CancelCommand")],
     "sns:Publish": [
         resource("topic", "another one of this account", r"[^:]+$", "another-topic"),
+        longer("topic", r"[^:]+$"),
         resource("topic's account", ELSEWHERE, rf":{ACCOUNT}:", f":{ELSEWHERE}:"),
         resource("topic's region", "eu-central-1", rf":{REGION}:", ":eu-central-1:"),
         action("sns:Subscribe"),
@@ -195,16 +203,21 @@ CHANGES = {
         action("sns:DeleteTopic"),
     ],
     "codepipeline:ListActionExecutions": [
+        resource("pipeline's region", "eu-central-1", r":codepipeline:[^:]+", ":codepipeline:eu-central-1"),
         resource("pipeline's account", ELSEWHERE, rf":{ACCOUNT}:", f":{ELSEWHERE}:"),
         action("codepipeline:StartPipelineExecution"),
         action("codepipeline:UpdatePipeline"),
         action("codepipeline:GetPipeline"),
     ],
     "autoscaling:DescribeAutoScalingGroups": [
+        action("autoscaling:DescribePolicies"),
+        action("autoscaling:DescribeTags"),
         action("autoscaling:TerminateInstanceInAutoScalingGroup", instead=AUTO_SCALING_GROUP),
         action("autoscaling:UpdateAutoScalingGroup", instead=AUTO_SCALING_GROUP),
     ],
     "autoscaling:DescribeAutoScalingInstances": [
+        action("autoscaling:DescribeLaunchConfigurations"),
+        action("autoscaling:DescribeScalingActivities"),
         action("autoscaling:DetachInstances", instead=AUTO_SCALING_GROUP),
         action("autoscaling:CompleteLifecycleAction", instead=AUTO_SCALING_GROUP),
     ],
@@ -219,7 +232,7 @@ CHANGES = {
         action("codedeploy:DeleteDeploymentGroup"),
     ],
 )
-ANOTHER_PIPELINE = resource("pipeline", "another one of this account", r"[^:]+$", "another-pipeline")
+OTHER_PIPELINES = [resource("pipeline", "another one of this account", r"[^:]+$", "another-pipeline"), longer("pipeline", r"[^:]+$")]
 OTHER_TAGS = [
     circumstance("instance's tag AgentRestart", TAG, "none"),
     circumstance("instance's tag AgentRestart", TAG, "another value", (TAG, "never")),
@@ -239,7 +252,7 @@ def made_by_the_stories(stack, calls):
             raise Unreadable(f"{call.action} has no neighbours: add some to CHANGES in tests/policy/cases.py")
         changes = list(CHANGES[call.action])
         if call.action == "codepipeline:ListActionExecutions" and stack.has("PipelineNames"):
-            changes.append(ANOTHER_PIPELINE)
+            changes.extend(OTHER_PIPELINES)
         if call.action == "ssm:SendCommand" and stack.has("InstanceTagValue"):
             changes.extend(OTHER_TAGS)
         yield Case("FunctionRole", call.action, "", requests, neighbours(requests, changes))
@@ -254,12 +267,15 @@ def tags_of(stack, name):
 
 QUEUE_CHANGES = [
     resource("queue", "another one of this account", r"[^:]+$", "another-queue"),
+    longer("queue", r"[^:]+$"),
     resource("queue's account", ELSEWHERE, rf":{ACCOUNT}:", f":{ELSEWHERE}:"),
     action("sqs:ReceiveMessage"),
     action("sqs:PurgeQueue"),
 ]
 LOG_CHANGES = [
     resource("log group", "another one of this account", r"log-group:[^:]+", "log-group:another-group"),
+    resource("log group", "one of another resource of the stack", "FunctionLogs", "OtherLogs"),
+    longer("log group", r"log-group:[^:]+"),
     resource("log group's account", ELSEWHERE, rf":{ACCOUNT}:", f":{ELSEWHERE}:"),
     action("logs:GetLogEvents"),
     action("logs:DeleteLogStream"),
@@ -274,6 +290,7 @@ KEY_CHANGES = [
 ]
 FUNCTION_CHANGES = [
     resource("function", "another one of this account", r"[^:]+$", "another-function"),
+    longer("function", r"[^:]+$"),
     resource("function's account", ELSEWHERE, rf":{ACCOUNT}:", f":{ELSEWHERE}:"),
     action("lambda:UpdateFunctionCode"),
     action("lambda:DeleteFunction"),
@@ -358,9 +375,10 @@ def uses_of_the_key():
         yield by_service("policy of Key", request, [*OTHER_SOURCE_ACCOUNTS, *others])
     for name in ("kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:DescribeKey"):
         request = Request(f"logs.{REGION}.amazonaws.com", name, KEY, ((LOGS_CONTEXT, LOG_GROUP),))
-        other = (LOGS_CONTEXT, LOG_GROUP.replace(ACCOUNT, ELSEWHERE))
         changes = [
-            circumstance("log group's account", LOGS_CONTEXT, ELSEWHERE, other),
+            circumstance("log group's account", LOGS_CONTEXT, ELSEWHERE, (LOGS_CONTEXT, LOG_GROUP.replace(ACCOUNT, ELSEWHERE))),
+            circumstance("log group's region", LOGS_CONTEXT, "eu-central-1", (LOGS_CONTEXT, LOG_GROUP.replace(REGION, "eu-central-1"))),
+            circumstance("log group", LOGS_CONTEXT, "something that is no log group", (LOGS_CONTEXT, LOG_GROUP.replace("log-group", "destination"))),
             circumstance("log group", LOGS_CONTEXT, "none"),
             principal("logs.eu-central-1.amazonaws.com"),
         ]
@@ -374,4 +392,7 @@ def by_service(subject, request, changes):
 
 def cases(stack, calls: list[Call]):
     """Everything that a stack must allow, with its neighbours."""
+    # The stories read one pipeline; the others of a list are read by the same call.
+    listed = {Call(call.action, (re.sub(r"[^:]+$", OTHER_LISTED, call.resources[0]),)) for call in calls if call.action == "codepipeline:ListActionExecutions"}
+    calls = [*calls, *sorted(listed - set(calls))] if stack.has("PipelineNames") else calls
     return [*made_by_the_stories(stack, calls), *made_in_a_roles_name(stack), *made_by_services(stack)]

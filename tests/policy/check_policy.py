@@ -5,7 +5,8 @@
 
 DIR holds the transcripts of the stories (SIM_TRANSCRIPT_DIR=DIR cargo test --test stories). An IAM simulator that honours Resource and Condition is asked, for
 several sets of the template's parameters, about each call that the stories made, about what AWS services do in the roles' names and in their own, and about the
-neighbours of each: the same request with one field changed. The first must be allowed, the neighbours refused. README.md says how to read what is printed.
+neighbours of each: the same request with one field changed. The first must be allowed, the neighbours refused; and without anything that a policy names, one of
+the first must be refused. README.md says how to read what is printed.
 Exit status: 0 when that holds, 1 with any problem, 2 when called wrongly.
 """
 
@@ -21,12 +22,33 @@ from dataclasses import dataclass, field
 import calls
 import cases
 import granted
+import losses
+from granted import as_list
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Seconds for all questions of one run; they take a few.
 SIMULATOR_LIMIT = 300
+REFUSALS = {"ImplicitlyDenied", "ExplicitlyDenied"}
 # What a principal of another account may do as far as its own account is concerned, so that only our policies can refuse it.
 EVERYTHING = {"Version": "2012-10-17", "Statement": [{"Sid": "Everything", "Effect": "Allow", "Action": "*", "Resource": "*"}]}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a policy names: whose policy, in which statement, and what."""
+
+    subject: str
+    statement: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """A part that some request should need: what the stack grants without it, and the requests that may depend on it, each with its subject."""
+
+    part: Part
+    grants: granted.Grants
+    requests: tuple[tuple[cases.Request, str], ...]
 
 
 @dataclass
@@ -36,6 +58,7 @@ class StackCheck:
     stack: cases.Stack
     grants: granted.Grants | None = None
     cases: list = field(default_factory=list)
+    needs: list = field(default_factory=list)
     problems: list = field(default_factory=list)
 
     def expect(self, holds, problem):
@@ -44,8 +67,8 @@ class StackCheck:
             self.problems.append(f"stack with {self.stack.name}: {problem}")
 
 
-def prepare(translated, stack, stories):
-    """What the stack grants and has to, before the simulator is asked."""
+def prepare(translated, stack, stories, needed=frozenset()):
+    """What the stack grants and has to, before the simulator is asked. It will not be asked about the parts that are needed in any case."""
     check = StackCheck(stack)
     try:
         check.grants = granted.grants(translated, stack.parameters)
@@ -53,6 +76,7 @@ def prepare(translated, stack, stories):
         check.expect(False, str(error))
         return check
     check.cases = cases.cases(stack, stories.shapes())
+    check.needs = [need for need in needs_of(check) if need.part not in needed]
     check_form(check)
     check_actions(check, stories)
     return check
@@ -87,9 +111,14 @@ def check_actions(check, stories):
             check.expect(False, f"{role} lacks {name}, which {who}: add it in template.yaml")
 
 
-def as_list(value):
-    """IAM's "one or a list" as a list."""
-    return value if isinstance(value, list) else [value]
+def needs_of(check):
+    """Whatever the policies of a stack can lose, each with the requests that may depend on it."""
+    allowed = [(request, case.subject) for case in check.cases for request in case.requests]
+    for subject, policy in check.grants.policies().items():
+        decided = [(request, asked) for request, asked in allowed if any(policy is one for one in policies_of(check.grants, asked, request))]
+        for loss in losses.losses(policy):
+            concerned = tuple((request, asked) for request, asked in decided if loss.concerns(request.action))
+            yield Need(Part(subject, loss.statement, loss.lost), check.grants.exchanged(subject, loss.policy), concerned)
 
 
 # ---- the questions ---------------------------------------------------------------------------------------------------
@@ -106,13 +135,15 @@ class Questions:
         self.without_resource = set()
 
     def add(self, check):
-        """Asks about all cases of a stack."""
-        for request, subject in requests_of(check):
-            self.numbers.setdefault(self.question(check, subject, request), len(self.numbers))
+        """Asks about all cases of a stack, and about what they need."""
+        asked = [(check.grants, request, subject) for request, subject in requests_of(check)]
+        asked += [(need.grants, request, subject) for need in check.needs for request, subject in need.requests]
+        for grants, request, subject in asked:
+            self.numbers.setdefault(self.question(grants, subject, request), len(self.numbers))
 
-    def question(self, check, subject, request):
+    def question(self, grants, subject, request):
         """The request, with the policies that decide it."""
-        identity, resource = policies_of(check.grants, subject, request)
+        identity, resource = policies_of(grants, subject, request)
         return json.dumps(
             {
                 "identity": number_of(identity, self.identities),
@@ -140,9 +171,9 @@ class Questions:
         told = json.loads(run.stdout)
         self.answers, self.without_resource = told["answers"], set(told["withoutResource"])
 
-    def answer(self, check, subject, request):
+    def answer(self, grants, subject, request):
         """What the simulator said to it."""
-        return self.answers[self.numbers[self.question(check, subject, request)]]
+        return self.answers[self.numbers[self.question(grants, subject, request)]]
 
 
 def number_of(policy, policies):
@@ -163,42 +194,58 @@ def policies_of(grants, subject, request):
     """The policy of who asks, and the policy of what is asked for."""
     if subject in grants.roles:
         # Of all that the roles use, a policy of its own decides only about keys; another account's key is refused whatever that account says.
-        key_policy = grants.key if request.resource == granted.KEY else cases.GIVEN_KEYS_POLICY
+        key_policy = grants.resources["policy of Key"] if request.resource == granted.KEY else cases.GIVEN_KEYS_POLICY
         return grants.roles[subject], key_policy if ":kms:" in request.resource else None
-    by_subject = {"FailedEventsPolicy": grants.queue, "policy of Key": grants.key}
-    resource = by_subject[subject] if subject in by_subject else grants.trusts[subject.removeprefix("trust of ")]
-    return EVERYTHING if request.principal.startswith("arn:") else None, resource
+    return EVERYTHING if request.principal.startswith("arn:") else None, grants.resources[subject]
 
 
-def ask_and_judge(checks):
-    """Asks the simulator about all stacks at once, and notes in each what is not as it must be."""
+def ask(checks):
+    """Asks the simulator about all stacks at once."""
     questions = Questions()
     for check in checks:
         questions.add(check)
     questions.ask()
-    for check in checks:
-        judge(check, questions)
+    return questions
 
 
 # ---- the answers -----------------------------------------------------------------------------------------------------
 
 
-def judge(check, questions):
-    """Holds the answers against what they must be."""
+def judge(checks, questions):
+    """Holds the answers against what they must be, and notes in each stack what is not so."""
+    for check in checks:
+        judge_cases(check, questions)
+    judge_needs(checks, questions)
+
+
+def judge_cases(check, questions):
+    """What must be allowed is, and its neighbours are refused."""
     for case in check.cases:
         for request in case.requests:
-            answer = questions.answer(check, case.subject, request)
+            answer = questions.answer(check.grants, case.subject, request)
             check.expect(answer == "Allowed", f"{told(case, request)} must be allowed, and is {worded(answer)}")
         for neighbour in case.neighbours:
-            answer = questions.answer(check, case.subject, neighbour.request)
-            refused = answer in ("ImplicitlyDenied", "ExplicitlyDenied")
-            check.expect(refused, f"{told(case, neighbour.request)} must be refused ({neighbour.field}: {neighbour.value}), and is {worded(answer)}")
+            answer = questions.answer(check.grants, case.subject, neighbour.request)
+            check.expect(answer in REFUSALS, f"{told(case, neighbour.request)} must be refused ({neighbour.field}: {neighbour.value}), and is {worded(answer)}")
     if check.grants:
         for role, policy in check.grants.roles.items():
             for statement in policy["Statement"]:
                 if "*" in as_list(statement.get("Resource", [])):
                     narrower = sorted(set(as_list(statement.get("Action", []))) - questions.without_resource)
                     check.expect(not narrower, f"{role}, {statement.get('Sid')}: Resource is *, but IAM knows resources for {narrower}: name them")
+
+
+def judge_needs(checks, questions):
+    """Without a part of a policy, some request is refused. A part that one stack does not need may be there for another, so all of them count together."""
+    needed = {
+        need.part
+        for check in checks
+        for need in check.needs
+        if any(questions.answer(need.grants, subject, request) in REFUSALS for request, subject in need.requests)
+    }
+    for check in checks:
+        for part in [need.part for need in check.needs if need.part not in needed]:
+            check.expect(False, f"{part.subject}, {part.statement}: nobody needs {part.name}: take it out of template.yaml, or say in tests/policy/cases.py who does")
 
 
 def told(case, request):
@@ -238,6 +285,9 @@ def report(checks, stories):
     rows = [row for actions in table.values() for row in actions.values()]
     kinds = sum(len(row.denied) for row in rows)
     print(f"\n{sum(row.allowed for row in rows)} allowed; {sum(sum(row.denied.values()) for row in rows)} neighbours denied, of {kinds} kinds")
+    needs = [need for check in checks for need in check.needs]
+    parts, asked = len({need.part for need in needs}), sum(len(need.requests) for need in needs)
+    print(f"{parts} parts of the policies, each left out once: each time one of the allowed is refused, of {asked} asked about again")
 
 
 @dataclass
@@ -270,7 +320,7 @@ def main():
         checks = [prepare(translated, stack, stories) for stack in cases.STACKS]
     except calls.Unreadable as error:
         sys.exit(f"policy: {error}")
-    ask_and_judge(checks)
+    judge(checks, ask(checks))
     problems = [problem for check in checks for problem in check.problems]
     if not problems:
         report(checks, stories)

@@ -6,7 +6,7 @@ template.yaml is translated and its conditions are decided by tests/template; wh
 import pathlib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "template"))
 
@@ -51,12 +51,22 @@ class Unresolved(Exception):
 
 @dataclass
 class Grants:
-    """The policy documents of one stack, by the logical name of what they belong to."""
+    """The policy documents of one stack, each under what a case calls its subject (cases.py)."""
 
+    # What each role may do.
     roles: dict[str, dict]
-    trusts: dict[str, dict]
-    queue: dict
-    key: dict | None
+    # Who may use what: the trust of each role, the policies of the queue and of the key.
+    resources: dict[str, dict]
+
+    def policies(self):
+        """All of them."""
+        return self.roles | self.resources
+
+    def exchanged(self, subject, policy):
+        """The grants with another policy of this subject."""
+        if subject in self.roles:
+            return replace(self, roles=self.roles | {subject: policy})
+        return replace(self, resources=self.resources | {subject: policy})
 
 
 def translated_template():
@@ -73,16 +83,18 @@ def grants(translated, parameters):
             raise Unresolved(
                 f"{name} is an {kind}, which tests/policy does not judge: put its statements into a role's own policy, or teach granted.py to read it"
             )
-    roles, trusts = {}, {}
+    roles, policies = {}, {}
     for name, role in properties_of("AWS::IAM::Role", resources):
         if "ManagedPolicyArns" in role:
             raise Unresolved(f"{name} has managed policies, whose statements are not in the template: write the statements into the role's own policy")
         statements = [statement for policy in role["Policies"] for statement in policy["PolicyDocument"]["Statement"]]
         roles[name] = bound({"Version": "2012-10-17", "Statement": statements}, resources, name)
-        trusts[name] = bound(role["AssumeRolePolicyDocument"], resources, name)
-    (queue,) = (bound(policy["PolicyDocument"], resources, name) for name, policy in properties_of("AWS::SQS::QueuePolicy", resources))
-    keys = [bound(key["KeyPolicy"], resources, name) for name, key in properties_of("AWS::KMS::Key", resources)]
-    return Grants(roles, trusts, queue, keys[0] if keys else None)
+        policies[f"trust of {name}"] = bound(role["AssumeRolePolicyDocument"], resources, name)
+    for name, policy in properties_of("AWS::SQS::QueuePolicy", resources):
+        policies[name] = bound(policy["PolicyDocument"], resources, name)
+    for name, key in properties_of("AWS::KMS::Key", resources):
+        policies[f"policy of {name}"] = bound(key["KeyPolicy"], resources, name)
+    return Grants(roles, policies)
 
 
 def properties_of(kind, resources):
@@ -116,3 +128,8 @@ def value(reference, resources, owner):
     if reference not in VALUES:
         raise Unresolved(f"the policy of {owner} refers to {reference}, whose value is unknown here: add it to VALUES in tests/policy/granted.py")
     return VALUES[reference]
+
+
+def as_list(value):
+    """IAM's "one or a list" as a list."""
+    return value if isinstance(value, list) else [value]

@@ -18,8 +18,8 @@ import calls
 import cases
 import granted
 from calls import ACCOUNT, Call
-from check_policy import as_list, ask_and_judge, prepare
-from granted import DOCUMENT, PIPELINE, REGION, TOPIC
+from check_policy import ask, judge, prepare
+from granted import DOCUMENT, FUNCTION, LOG_GROUP, PIPELINE, QUEUE, REGION, TOPIC
 
 STACKS = {stack.name: stack for stack in cases.STACKS}
 # Between them, they have every statement.
@@ -81,26 +81,19 @@ def leave_out(statement):
     statement["Ref"] = "AWS::NoValue"
 
 
-def each_loss(translated, stack):
-    """Whatever a statement of this stack can lose: itself, one of its actions, the narrowness of its resource, its condition."""
+def each_widening(translated, stack):
+    """Without what keeps a statement of this stack narrow: its resource, its condition, the Deny itself. What else it can lose, the check itself leaves out."""
     grants = granted.grants(translated, STACKS[stack].parameters)
-    for owner, policies in {
-        "FunctionRole": [grants.roles["FunctionRole"], grants.trusts["FunctionRole"]],
-        "ScheduleRole": [grants.roles["ScheduleRole"], grants.trusts["ScheduleRole"]],
-        "FailedEventsPolicy": [grants.queue],
-        "Key": [grants.key] if grants.key else [],
-    }.items():
-        for sid, statement in statements(policies).items():
-            losses = {"left out": leave_out}
-            actions = as_list(statement["Action"])
-            if len(actions) > 1:
-                losses |= {f"without {action}": lambda found, action=action: found["Action"].remove(action) for action in actions}
+    for subject, policy in grants.policies().items():
+        owner = subject.split(" of ")[-1]
+        for sid, statement in statements(policy).items():
+            changes = {"left out": leave_out} if statement["Effect"] == "Deny" else {}
             if owner.endswith("Role") and statement.get("Resource", "*") != "*":
-                losses["on every resource"] = lambda found: found.update(Resource="*")
+                changes["on every resource"] = lambda found: found.update(Resource="*")
             if "Condition" in statement:
-                losses["without its condition"] = lambda found: found.pop("Condition")
-            for loss, change in losses.items():
-                yield Fault(f"{owner}, {sid}: {loss}", in_statement(owner, sid, change), "", stack)
+                changes["without its condition"] = lambda found: found.pop("Condition")
+            for name, change in changes.items():
+                yield Fault(f"{owner}, {sid}: {name}", in_statement(owner, sid, change), "must be refused", stack)
 
 
 def in_statement(owner, sid, change):
@@ -135,7 +128,7 @@ def tag_condition(operator, key):
 
 def rule_condition(source):
     """The queue's policy with another source."""
-    return edited("FailedEventsPolicy", "KeepWhatTheRuleCannotDeliver", Condition={"ArnLike": {"aws:SourceArn": source}})
+    return edited("FailedEventsPolicy", KEEP_FOR_THE_RULE, Condition={"ArnLike": {"aws:SourceArn": source}})
 
 
 def via(service):
@@ -148,29 +141,60 @@ def source_account(account):
     return {"StringLike": {"aws:SourceAccount": account}}
 
 
-def service(name):
-    """A service as a principal."""
-    return {"Service": f"{name}.amazonaws.com"}
+def service(*names):
+    """Services as a principal."""
+    return {"Service": [f"{name}.amazonaws.com" for name in names]}
+
+
+def logs_condition(pattern):
+    """The key's statement for logs with another pattern for what is encrypted."""
+    return edited("Key", "Logs", Condition={"ArnLike": {cases.LOGS_CONTEXT: pattern}})
+
+
+def listed(*names):
+    """The statement for the listed pipelines with these names."""
+    return role("ReadNoPipelineButTheListed", NotResource=[f"arn:*:codepipeline:*:*:{name}" for name in names])
 
 
 def attach_managed_policy(translated, _):
     translated["Resources"]["FunctionRole"]["Properties"]["ManagedPolicyArns"] = ["arn:aws:iam::aws:policy/AmazonSSMFullAccess"]
 
 
+def add_trust(translated, _):
+    trust = translated["Resources"]["FunctionRole"]["Properties"]["AssumeRolePolicyDocument"]
+    trust["Statement"].append(copy.deepcopy(trust["Statement"][0]) | {"Principal": ACCOUNT_ROOT})
+
+
 def add_policy_resource(translated, _):
     translated["Resources"]["More"] = {"Type": "AWS::IAM::Policy", "Properties": {}}
 
 
-def repeat_statement(translated, _):
-    policy = translated["Resources"]["FunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]
-    policy["Statement"].append(copy.deepcopy(statements(policy)["TellTheTopic"]))
+def repeated(**fields):
+    """A plant that tells the topic in a second statement."""
+
+    def plant(translated, _):
+        policy = translated["Resources"]["FunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]
+        policy["Statement"].append(copy.deepcopy(statements(policy)["TellTheTopic"]) | fields)
+
+    return plant
 
 
 MISSING = "must be allowed, and is refused"
 ALARMS_AND_RULES = "AlarmsAndRules"
+KEEP_FOR_THE_RULE = "KeepWhatTheRuleCannotDeliver"
+LONGER = "with -2 behind it"
+ACCOUNT_ROOT = {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
 OWN_DOCUMENT = in_account("ssm:*", f"document/{DOCUMENT}")
+POWERSHELL = in_account("ssm:*", "document/AWS-RunPowerShellScript")
+OTHER_TOPICS = in_account(f"sns:{REGION}", "ops-*")
+STACKS_LOGS = {"Fn::Sub": in_account(f"logs:{REGION}", "log-group:${AWS::StackName}-*")}
+KEY_ACTIONS = ["kms:Decrypt", "kms:GenerateDataKey*"]
 INSTANCES = in_account("ec2:*", "instance/*")
 IN_POLICIES = [
+    Fault("no role for the function", in_statement("FunctionRole", "trust", leave_out), MISSING),
+    Fault("no key for the logs", in_statement("Key", "Logs", leave_out), MISSING, "own key"),
+    Fault("no action that a story calls", role("TellTheTopic", Action="sns:Subscribe"), "lacks sns:Publish, which a story calls"),
+    Fault("no action that a service needs", role("WriteLogs", Action="logs:PutLogEvents"), "lacks logs:CreateLogStream, which a service needs"),
     Fault("an action that nobody calls", role("TellTheTopic", Action=["sns:Publish", "sns:Subscribe"]), "allows sns:Subscribe, which"),
     Fault("a wildcard for the actions", role("ReadDeploymentsOfAGroup", Action="codedeploy:Get*"), "allows codedeploy:Get*, which"),
     Fault("every action but one", negated("TellTheTopic", "Action"), "name its actions"),
@@ -208,9 +232,37 @@ IN_POLICIES = [
     Fault("the queue for any rule", rule_condition(in_account("events:*", "rule/*")), "the rule of the other trigger"),
     Fault("the queue for the wrong rule", rule_condition(in_account("events:*", "rule/*Pipeline*")), MISSING, "deployments"),
     Fault("the queue for a rule that is not there", rule_condition({"Fn::GetAtt": ["PipelineRule", "Arn"]}), "PipelineRule.Arn, which a stack", "deployments"),
-    Fault("one purpose twice", repeat_statement, "2 statements with the Sid TellTheTopic"),
+    Fault("one purpose twice", repeated(), "2 statements with the Sid TellTheTopic"),
+    Fault("one purpose under two names", repeated(Sid="TellTheTopicToo"), "TellTheTopicToo: nobody needs this statement"),
     Fault("a managed policy", attach_managed_policy, "FunctionRole has managed policies"),
     Fault("a policy beside the role", add_policy_resource, "More is an AWS::IAM::Policy"),
+]
+
+UNNEEDED = [
+    Fault("the account may be the function", role("trust", Principal=service("lambda") | ACCOUNT_ROOT), f"nobody needs Principal AWS {ACCOUNT_ROOT['AWS']}"),
+    Fault("the account may, by a statement of its own", add_trust, "without a Sid (2): nobody needs this statement"),
+    Fault("Systems Manager may be the function", role("trust", Principal=service("lambda", "ssm")), "nobody needs Principal Service ssm"),
+    Fault("the account may be the schedule", edited("ScheduleRole", "trust", Principal=service("scheduler") | ACCOUNT_ROOT), "nobody needs Principal AWS", "schedule"),
+    Fault("a document that runs anything", role("SendThisDocument", Resource=[OWN_DOCUMENT, POWERSHELL]), f"nobody needs Resource {POWERSHELL}"),
+    Fault("other topics too", role("TellTheTopic", Resource=[{"Ref": "Topic"}, OTHER_TOPICS]), f"nobody needs Resource {OTHER_TOPICS}"),
+    Fault("a pipeline that is not listed", listed(PIPELINE, cases.OTHER_LISTED, "secret"), "nobody needs NotResource arn:*:codepipeline:*:*:secret", "listed pipelines"),
+    Fault("the key for Lambda", edited("Key", ALARMS_AND_RULES, Principal=service("cloudwatch", "events", "lambda")), "nobody needs Principal Service lambda", "own key"),
+    Fault("one more action on the key", edited("Key", "TopicToQueuesWithThisKey", Action=[*KEY_ACTIONS, "kms:Encrypt"]), "nobody needs Action kms:Encrypt", "own key"),
+    Fault("the key through one more service", role("UseTheStacksKey", Condition=via(["sns.*", "sqs.*", "ssm.*"])), "kms:ViaService ssm.*", "own key"),
+    Fault("the queue for topics", edited("FailedEventsPolicy", KEEP_FOR_THE_RULE, Principal=service("events", "sns")), "nobody needs Principal Service sns"),
+]
+BROADER = [
+    Fault("documents whose names begin alike", role("SendThisDocument", Resource=f"{OWN_DOCUMENT}*"), f"document: the same name {LONGER}"),
+    Fault("topics whose names begin alike", role("TellTheTopic", Resource=f"{TOPIC}*"), f"topic: the same name {LONGER}"),
+    Fault("queues whose names begin alike", role("KeepFailedInvocations", Resource=f"{QUEUE}*"), f"queue: the same name {LONGER}"),
+    Fault("functions whose names begin alike", edited("ScheduleRole", "InvokeTheFunction", Resource=f"{FUNCTION}*"), f"function: the same name {LONGER}", "schedule"),
+    Fault("pipelines whose names begin alike", listed(f"{PIPELINE}*", cases.OTHER_LISTED), f"pipeline: the same name {LONGER}", "listed pipelines"),
+    Fault("log groups whose names begin alike", role("WriteLogs", Resource=f"{LOG_GROUP}*"), f"log group: the same name {LONGER}"),
+    Fault("every log group of the stack", role("WriteLogs", Resource=STACKS_LOGS), "log group: one of another resource of the stack"),
+    Fault("pipelines of any region", role("ReadWhatThePipelineDeployed", Resource=in_account("codepipeline:*", "*")), "pipeline's region"),
+    Fault("the key for the logs of any region", logs_condition(in_account("logs:*", "log-group:*")), "log group's region", "own key"),
+    Fault("the key for what is no log", logs_condition(in_account(f"logs:{REGION}", "*")), "something that is no log group", "own key"),
+    Fault("every reading of Auto Scaling", role("ReadMembersAndTheirLifecycle", Action="autoscaling:Describe*"), "action: autoscaling:DescribeTags"),
 ]
 
 # ---- faults in what the stories did ----------------------------------------------------------------------------------
@@ -260,22 +312,25 @@ def unread(line):
     return ""
 
 
-def planted(fault, translated):
-    """The check of the fault's stack, with the fault in the template or in the stories."""
+def planted(fault, translated, needed):
+    """The check of the fault's stack, with the fault in the template or in the stories. What is needed without the fault is not asked about again."""
     translated, stories = copy.deepcopy(translated), usual_stories()
     fault.plant(translated, stories)
-    return prepare(translated, STACKS[fault.stack], stories)
+    return prepare(translated, STACKS[fault.stack], stories, needed)
 
 
 def main():
     """Plants each fault, asks about all of them at once, and tells those that were not found."""
     started = time.monotonic()
     translated = granted.translated_template()
-    losses = {fault.name: fault for stack in FULL for fault in each_loss(translated, stack)}
-    faults = [*losses.values(), *IN_POLICIES, *IN_STORIES]
+    widenings = {fault.name: fault for stack in FULL for fault in each_widening(translated, stack)}
+    faults = [*widenings.values(), *IN_POLICIES, *UNNEEDED, *BROADER, *IN_STORIES]
     sound = [prepare(translated, stack, usual_stories()) for stack in cases.STACKS]
-    faulty = [planted(fault, translated) for fault in faults]
-    ask_and_judge([*sound, *faulty])
+    needed = {need.part for check in sound for need in check.needs}
+    faulty = [planted(fault, translated, needed) for fault in faults]
+    questions = ask([*sound, *faulty])
+    for run in [sound, *([check] for check in faulty)]:
+        judge(run, questions)
     missed = [f"without a fault: {problem}" for check in sound for problem in check.problems]
     for fault, check in zip(faults, faulty, strict=True):
         if not any(fault.found in problem for problem in check.problems):
