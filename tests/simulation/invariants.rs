@@ -1,5 +1,6 @@
 //! The oracle: what must be true of every run, judged by what the world saw and did. It knows the rules from the
-//! outside and shares no decision with the function.
+//! outside and shares no decision with the function, but for how many agents a run planned to restart: of that number the
+//! settings' percentages are.
 //!
 //! | module | what it judges | invariants |
 //! |---|---|---|
@@ -8,7 +9,8 @@
 //! | `report` | what the function says | 0, 1, 2 |
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
-//! | `sends` | what was sent: to whom, when, and how many at a time | 5, 6 |
+//! | `sends` | what was sent: to whom, and when | 6 |
+//! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
 
 mod calls;
@@ -18,6 +20,7 @@ mod hosts;
 mod report;
 mod sends;
 mod subject;
+mod window;
 
 use std::collections::BTreeSet;
 
@@ -161,6 +164,7 @@ impl<'a> Evidence<'a> {
             End::Failed("InvalidEvent") if delivery.meaning != Meaning::Unreadable => {
                 self.broken(ACCOUNTED, format!("{who}: the event was refused"));
             }
+            End::Failed("PublishFailed") => self.unpublished(&who, delivery, &calls),
             End::Lost | End::OutOfTime | End::Failed(_) => {}
         }
         self.sends(&who, &subject, invocation, &calls);

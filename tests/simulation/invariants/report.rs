@@ -2,18 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use codedeploy_agent_restarter::fleet::Decision;
 use codedeploy_agent_restarter::report::{Entry, GroupReport, Report};
 use serde_json::Value;
 use sim::{Call, Deployment};
 
-use super::candidates::during;
+use super::candidates::{Standing, during};
 use super::subject::{Subject, is};
 use super::{ACCOUNTED, CALM, Evidence, FINE, TOLD};
-use crate::deliveries::{End, Fate, Invocation};
+use crate::deliveries::{Delivery, End, Fate, Invocation};
 use crate::fleet::PASSING;
 
 /// The steps that a problem may name.
 const STEPS: [&str; 5] = ["deployments", "quiet", "fleet", "send", "poll"];
+
+/// Seconds below which an invocation may have no time left to publish.
+const SHORT_DEADLINE: f64 = 60.0;
+/// Codes of problems that are about one action of a pipeline: they are no reason for another action's group to be missing.
+const OF_ONE_ACTION: [&str; 2] = ["IncompleteAction", "OtherAccount"];
 
 impl Evidence<'_> {
     pub fn accounted(
@@ -58,7 +64,11 @@ impl Evidence<'_> {
         }
         for meant in subject.groups.iter().filter(|meant| !meant.uncertain) {
             let Some(group) = report.groups.iter().find(|group| is(meant, group)) else {
-                if report.problem.is_none() || !report.groups.is_empty() {
+                let unlisted = report
+                    .problem
+                    .as_ref()
+                    .is_some_and(|problem| !OF_ONE_ACTION.contains(&problem.code.as_str()));
+                if !unlisted || !report.groups.is_empty() {
                     self.broken(
                         ACCOUNTED,
                         format!("{who}: {} is not in the report", meant.name),
@@ -183,6 +193,20 @@ impl Evidence<'_> {
         }
     }
 
+    /// Publishing fails only where SNS failed, or the time was short.
+    pub fn unpublished(&mut self, who: &str, delivery: &Delivery, calls: &[&Call]) {
+        let failed = calls
+            .iter()
+            .any(|call| call.operation == "Publish" && call.fault.is_some());
+        let short = delivery
+            .runs
+            .iter()
+            .any(|run| run.remaining < SHORT_DEADLINE);
+        if !failed && !short {
+            self.broken(TOLD, format!("{who}: publishing failed without a reason"));
+        }
+    }
+
     /// Only those may be skipped who start, leave, are gone, or were never reached.
     pub fn skips(
         &mut self,
@@ -205,7 +229,9 @@ impl Evidence<'_> {
             let old = meant.by_hand && meant.deployments.iter().all(old);
             let mut wrong = None;
             for (id, entry) in &found.instances {
-                if word(entry) != "skipped" {
+                // One that another group of the event treats is judged there.
+                let elsewhere = matches!(entry.decision, Decision::Elsewhere(_));
+                if word(entry) != "skipped" || elsewhere {
                     continue;
                 }
                 let targets = meant.deployments.iter().flat_map(|d| &d.targets);
@@ -221,13 +247,19 @@ impl Evidence<'_> {
                         invocation.ended,
                     )
                 };
-                let right = standings().any(|standing| match &standing.member {
-                    Some((state, _)) if PASSING.contains(&state.as_str()) => true,
-                    Some((state, _)) if state != "Detached" => false,
-                    _ => missing && !standing.listed,
+                let of_nobody = |standing: &Standing| {
+                    let member = standing.member.as_ref();
+                    member.is_none_or(|(state, _)| state == "Detached")
+                };
+                let passing = standings().any(|standing| {
+                    let member = standing.member.as_ref();
+                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
                 });
                 // One that Auto Scaling lost while Systems Manager was asked may show a mixture of both.
-                if !right && standings().count() < 2 {
+                let gone = missing
+                    && standings().any(of_nobody)
+                    && standings().any(|standing| !standing.listed);
+                if !passing && !gone {
                     wrong = Some(id.clone());
                 }
             }

@@ -1,35 +1,21 @@
-//! What was sent: to whom, when, and how many at a time.
+//! What was sent: to whom, and when.
 
-use std::collections::BTreeSet;
-
-use codedeploy_agent_restarter::fleet::Decision;
-use sim::{Call, Deployment, Fault, FaultKind, Host, Invocation as Ran};
+use sim::{Call, Deployment, Fault, FaultKind};
 
 use super::calls::texts;
-use super::candidates::during;
-use super::hosts::{host, result_of};
+use super::candidates::{Standing, during};
 use super::subject::{Meant, Subject, by_auto_scaling, is};
 use super::{Evidence, MOMENT, RATE, UNHARMED};
 use crate::deliveries::{End, Invocation};
 use crate::fleet::STAYING;
 
-/// Seconds after which a command that has not begun no longer holds its slot.
-const LATE: f64 = 150.0;
 /// Seconds for which a lifecycle state that was read may be relied on.
 const LIFECYCLE_AGE: f64 = 60.0;
 /// Seconds within which a reply must arrive to be of use.
 const ATTEMPT: f64 = 10.0;
 
-/// An invocation as Systems Manager shows it.
-struct Seen {
-    began: Option<f64>,
-    ended: Option<f64>,
-    /// The restart was tried and went wrong.
-    error: bool,
-}
-
 impl Evidence<'_> {
-    /// What was sent: to whom, when, and how many at a time.
+    /// Judges each command at the moment at which the function first tried to send it.
     pub fn sends(
         &mut self,
         who: &str,
@@ -61,6 +47,9 @@ impl Evidence<'_> {
             if let Some(what) = self.wrongly_sent(meant, invocation, call, &ids, calls) {
                 self.broken(UNHARMED, format!("{who}, at {:.3}: {what}", call.at));
             }
+            if let Some(what) = self.busy_elsewhere(subject, invocation, call, &ids, calls) {
+                self.broken(UNHARMED, format!("{who}, at {:.3}: {what}", call.at));
+            }
             if let Some(what) = self.too_many(meant, invocation, call, &ids, calls) {
                 self.broken(RATE, format!("{who}, at {:.3}: {what}", call.at));
             }
@@ -83,177 +72,132 @@ impl Evidence<'_> {
         {
             return Some(format!("{id} is sent to, and is not of {}", meant.name));
         }
-        let restartable = |id: &&str| {
-            let since = call.at - LIFECYCLE_AGE - MOMENT;
-            let mut recent =
-                during(self.standings_of(&meant.region, id), since, call.at).peekable();
-            recent.peek().is_none()
-                || recent.any(|standing| {
-                    let member = standing.member.as_ref();
-                    member.is_none_or(|(word, _)| STAYING.contains(&word.as_str()))
-                })
-        };
-        if let Some(id) = ids.iter().find(|id| !restartable(id)) {
+        if let Some(id) = ids
+            .iter()
+            .find(|id| !self.restartable(meant, call, id, calls))
+        {
             return Some(format!(
                 "{id} is sent to: {:?}",
                 self.standings_of(&meant.region, id)
             ));
         }
-        let asked = calls.iter().rev().find(|asked| {
-            asked.operation == "ListDeployments"
-                && asked.at < call.at
-                && asked.status == 200
-                && asked.region == meant.region
-                && asked.params["deploymentGroupName"] == meant.name.as_str()
-                && asked.params["applicationName"] == meant.application.as_str()
-                && texts(&asked.params["includeOnlyStatuses"]).contains(&"InProgress")
-        });
-        let Some(asked) = asked else {
+        let Some(asked) = last_asked(meant, call, calls) else {
             return Some(format!(
                 "nobody asked whether a deployment of {} runs",
                 meant.name
             ));
         };
-        let running = self
-            .scene
-            .state
-            .regions
-            .get(&meant.region)?
-            .deployments
-            .iter()
-            .find(|d| {
-                d.application == meant.application
-                    && d.deployment_group == meant.name
-                    && !by_auto_scaling(d)
-                    && runs_at(d, asked.at)
-            });
+        let running = self.running(meant, asked.at);
         running.map(|d| format!("sent, though {} was seen running at {:.3}", d.id, asked.at))
     }
 
-    /// Window and brake, by what the function may have known at the time of the call.
-    fn too_many(
+    /// Whether the function may have read, not long before the call, that the instance stays.
+    fn restartable(&self, meant: &Meant, call: &Call, id: &str, calls: &[&Call]) -> bool {
+        let Some((from, to)) = self.last_read(meant, call, id, calls) else {
+            return false;
+        };
+        let stays = |standing: &Standing| {
+            let member = standing.member.as_ref();
+            member.is_none_or(|(word, _)| STAYING.contains(&word.as_str()))
+        };
+        let known = self.standings_of(&meant.region, id);
+        let recent = call.at - from <= LIFECYCLE_AGE + MOMENT;
+        recent && (known.is_empty() || during(known, from, to).any(stays))
+    }
+
+    /// From when to when the function last read, before a call, where an instance stands in Auto Scaling: by its id, or with
+    /// its Auto Scaling group, whose pages belong together.
+    fn last_read(
         &self,
         meant: &Meant,
+        call: &Call,
+        id: &str,
+        calls: &[&Call],
+    ) -> Option<(f64, f64)> {
+        let names = &self.group(meant)?.auto_scaling_groups;
+        let covers = |read: &&&Call| {
+            let named = texts(&read.params["AutoScalingGroupNames"]);
+            read.region == meant.region
+                && is_answered(read)
+                && match read.operation.as_str() {
+                    "DescribeAutoScalingInstances" => {
+                        texts(&read.params["InstanceIds"]).contains(&id)
+                    }
+                    "DescribeAutoScalingGroups" => {
+                        names.iter().any(|name| named.contains(&name.as_str()))
+                    }
+                    _ => false,
+                }
+        };
+        let mut before = calls
+            .iter()
+            .rev()
+            .filter(|read| read.at < call.at && read.status == 200)
+            .filter(covers);
+        let last = before.next()?;
+        let first = std::iter::once(last)
+            .chain(before)
+            .find(|read| read.params["NextToken"].is_null())?;
+        Some((first.at, last.at))
+    }
+
+    /// An instance that is of another of the event's groups too, and a deployment of that one was seen running.
+    fn busy_elsewhere(
+        &self,
+        subject: &Subject,
         invocation: &Invocation,
         call: &Call,
         ids: &[&str],
         calls: &[&Call],
     ) -> Option<String> {
-        if meant.uncertain {
+        let End::Reported(report, _) = &invocation.end else {
             return None;
-        }
-        let planned =
-            match &invocation.end {
-                End::Reported(report, _) => report
-                    .groups
-                    .iter()
-                    .find(|group| is(meant, group))
-                    .map(|group| {
-                        group
-                            .instances
-                            .values()
-                            .filter(|entry| matches!(entry.decision, Decision::Restart(_)))
-                            .count()
-                    }),
-                _ => None,
-            };
-        let fleet =
-            planned.unwrap_or_else(|| self.candidates(meant, invocation.began, call.at).0.len());
-        let window = share(&self.scene.settings["MAX_CONCURRENCY"], "50%", fleet).max(1);
-        let allowed = share(&self.scene.settings["MAX_ERRORS"], "10%", fleet);
-        let (mut in_flight, mut failed) = (BTreeSet::new(), 0);
-        for (sent, command) in &self.commands {
-            let ours = sent.access_key == call.access_key
-                && sent.params["Comment"] == call.params["Comment"]
-                && sent.region == call.region
-                && sent.at < call.at;
-            if !ours || !is_answered(sent) {
-                continue;
-            }
-            let looked = calls.iter().rev().find(|look| {
-                look.operation == "ListCommandInvocations"
-                    && look.at < call.at
-                    && look.status == 200
-                    && is_answered(look)
-                    && look.params["NextToken"].is_null()
-                    && look.params["CommandId"] == command.id.as_str()
-            });
-            let looked = looked.map_or(f64::MIN, |look| look.at);
-            for ran in &command.invocations {
-                let Some(host) = host(self.end, &meant.region, &ran.instance_id) else {
-                    continue;
-                };
-                let seen = seen(host, ran);
-                if seen.ended.is_none_or(|ended| ended > call.at) {
-                    let began = seen
-                        .began
-                        .is_some_and(|began| began.max(ran.visible_at) <= looked);
-                    if call.at - sent.at < LATE || began {
-                        in_flight.insert(ran.instance_id.as_str());
-                    }
-                }
-                if seen.error
-                    && ran.visible_at <= looked
-                    && seen.ended.is_some_and(|ended| ended <= looked)
-                {
-                    failed += 1;
-                }
-            }
-        }
-        if failed > allowed {
-            return Some(format!(
-                "sent after {failed} failures, {allowed} of {fleet} are allowed"
-            ));
-        }
-        let more = ids.iter().filter(|id| !in_flight.contains(*id)).count();
-        (in_flight.len() + more > window).then(|| {
-            format!(
-                "{} in flight and {more} sent, {window} of {fleet} are allowed",
-                in_flight.len()
-            )
+        };
+        let others = subject
+            .groups
+            .iter()
+            .filter(|meant| meant.is_certain() && meant.region == call.region);
+        others.into_iter().find_map(|meant| {
+            let group = report.groups.iter().find(|group| is(meant, group))?;
+            let asked = last_asked(meant, call, calls).filter(|asked| is_answered(asked))?;
+            let running = self.running(meant, asked.at)?;
+            let (_, must) = self.candidates(meant, invocation.began, call.at);
+            let known = |id: &&&str| must.contains(**id) && group.instances.contains_key(**id);
+            let id = ids.iter().find(known)?;
+            Some(format!(
+                "{id} is sent to, though {} of {} was seen running",
+                running.id, meant.name
+            ))
+        })
+    }
+
+    /// A deployment of the group that ran at that time.
+    fn running(&self, meant: &Meant, at: f64) -> Option<&Deployment> {
+        let held = self.scene.state.regions.get(&meant.region)?;
+        held.deployments.iter().find(|d| {
+            d.application == meant.application
+                && d.deployment_group == meant.name
+                && !by_auto_scaling(d)
+                && runs_at(d, at)
         })
     }
 }
 
-fn seen(host: &Host, ran: &Ran) -> Seen {
-    let Some(answer) = &host.answer else {
-        return Seen {
-            began: ran.began_at,
-            ended: ran.ended_at,
-            error: match (ran.status.as_str(), result_of(&ran.output)) {
-                ("TimedOut", _) => ran.status_details == "ExecutionTimedOut",
-                ("Success" | "Failed", Some((_, code))) => matches!(code, 30..=33),
-                ("Success" | "Failed", None) => true,
-                _ => false,
-            },
-        };
-    };
-    let details = answer.status_details.as_deref().unwrap_or(&answer.status);
-    let (open, error) = match (answer.status.as_str(), details) {
-        ("Success" | "Failed", "Success" | "Failed") => (false, true),
-        ("Success" | "Failed" | "Cancelled", _) => (false, false),
-        ("TimedOut", details) => (false, details == "ExecutionTimedOut"),
-        _ => (true, false),
-    };
-    let waits = matches!(answer.status.as_str(), "Pending" | "Delayed");
-    Seen {
-        began: (!waits).then_some(ran.visible_at),
-        ended: (!open).then_some(ran.visible_at),
-        error,
-    }
-}
-
-/// `50%` of a fleet, or a number; rounded up.
-fn share(setting: &str, default: &str, fleet: usize) -> usize {
-    let setting = if setting.is_empty() { default } else { setting };
-    match setting.strip_suffix('%') {
-        Some(percent) => (fleet * percent.parse::<usize>().unwrap_or(0)).div_ceil(100),
-        None => setting.parse().unwrap_or(0),
-    }
+/// The function's last question, before a call, whether a deployment of the group runs.
+fn last_asked<'a>(meant: &Meant, call: &Call, calls: &[&'a Call]) -> Option<&'a Call> {
+    calls.iter().rev().copied().find(|asked| {
+        asked.operation == "ListDeployments"
+            && asked.at < call.at
+            && asked.status == 200
+            && asked.region == meant.region
+            && asked.params["deploymentGroupName"] == meant.name.as_str()
+            && asked.params["applicationName"] == meant.application.as_str()
+            && texts(&asked.params["includeOnlyStatuses"]).contains(&"InProgress")
+    })
 }
 
 /// Whether the function can have seen the reply.
-fn is_answered(call: &Call) -> bool {
+pub fn is_answered(call: &Call) -> bool {
     let slow = |fault: &Fault| fault.kind() == FaultKind::Slow && fault.seconds >= ATTEMPT;
     call.error.is_none() && !call.fault.as_ref().is_some_and(slow)
 }

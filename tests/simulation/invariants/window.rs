@@ -1,0 +1,171 @@
+//! Window and brake: how many were in flight, and how many had failed, by what the function may have known.
+
+use std::collections::BTreeSet;
+
+use codedeploy_agent_restarter::fleet::Decision;
+use sim::{AgentFault, Call, Host, Invocation as Ran};
+
+use super::Evidence;
+use super::hosts::{host, result_of};
+use super::sends::is_answered;
+use super::subject::{Meant, is};
+use crate::deliveries::{End, Invocation};
+
+/// Seconds after which a command that has not begun no longer holds its slot.
+const LATE: f64 = 150.0;
+
+/// An invocation as Systems Manager shows it.
+struct Seen {
+    began: Option<f64>,
+    ended: Option<f64>,
+    /// The restart was tried and went wrong.
+    error: bool,
+}
+
+impl Evidence<'_> {
+    /// Window and brake, by what the function may have known at the time of the call.
+    pub fn too_many(
+        &self,
+        meant: &Meant,
+        invocation: &Invocation,
+        call: &Call,
+        ids: &[&str],
+        calls: &[&Call],
+    ) -> Option<String> {
+        if meant.uncertain {
+            return None;
+        }
+        let planned =
+            match &invocation.end {
+                End::Reported(report, _) => report
+                    .groups
+                    .iter()
+                    .find(|group| is(meant, group))
+                    .map(|group| {
+                        group
+                            .instances
+                            .values()
+                            .filter(|entry| matches!(entry.decision, Decision::Restart(_)))
+                            .count()
+                    }),
+                _ => None,
+            };
+        let fleet =
+            planned.unwrap_or_else(|| self.candidates(meant, invocation.began, call.at).0.len());
+        let window = share(&self.scene.settings["MAX_CONCURRENCY"], "50%", fleet).max(1);
+        let allowed = share(&self.scene.settings["MAX_ERRORS"], "10%", fleet);
+        let (mut in_flight, mut failed) = (BTreeSet::new(), 0);
+        for (sent, command) in &self.commands {
+            let ours = sent.access_key == call.access_key
+                && sent.params["Comment"] == call.params["Comment"]
+                && sent.region == call.region
+                && sent.at < call.at;
+            if !ours || !is_answered(sent) {
+                continue;
+            }
+            let looked = calls.iter().rev().find(|look| {
+                look.operation == "ListCommandInvocations"
+                    && look.at < call.at
+                    && look.status == 200
+                    && is_answered(look)
+                    && look.params["NextToken"].is_null()
+                    && look.params["CommandId"] == command.id.as_str()
+            });
+            let looked = looked.map_or(f64::MIN, |look| look.at);
+            for ran in &command.invocations {
+                let Some(host) = host(self.end, &meant.region, &ran.instance_id) else {
+                    continue;
+                };
+                let seen = seen(host, ran);
+                if seen.ended.is_none_or(|ended| ended > call.at) {
+                    let began = seen
+                        .began
+                        .is_some_and(|began| began.max(ran.visible_at) <= looked);
+                    if call.at - sent.at < LATE || began {
+                        in_flight.insert(ran.instance_id.as_str());
+                    }
+                }
+                if self.restarts_elsewhere(host, ran, call, looked) {
+                    in_flight.insert(ran.instance_id.as_str());
+                }
+                if seen.error
+                    && ran.visible_at <= looked
+                    && seen.ended.is_some_and(|ended| ended <= looked)
+                {
+                    failed += 1;
+                }
+            }
+        }
+        if failed > allowed {
+            return Some(format!(
+                "sent after {failed} failures, {allowed} of {fleet} are allowed"
+            ));
+        }
+        let more = ids.iter().filter(|id| !in_flight.contains(*id)).count();
+        (in_flight.len() + more > window).then(|| {
+            format!(
+                "{} in flight and {more} sent, {window} of {fleet} are allowed",
+                in_flight.len()
+            )
+        })
+    }
+
+    /// The function saw that another command holds the host's lock (code 22), and that one still runs: its restart takes a slot.
+    fn restarts_elsewhere(&self, host: &Host, ran: &Ran, call: &Call, looked: f64) -> bool {
+        let refused = host.answer.is_none()
+            && host.agent.fault != Some(AgentFault::Hangs)
+            && matches!(result_of(&ran.output), Some((_, 22)))
+            && ran.visible_at <= looked
+            && ran.ended_at.is_some_and(|ended| ended <= looked);
+        let holds = |other: &Ran| {
+            other.instance_id == ran.instance_id
+                && other
+                    .began_at
+                    .is_some_and(|began| Some(began) <= ran.ended_at)
+                && other.ended_at.is_none_or(|ended| ended > call.at)
+        };
+        refused
+            && self
+                .commands
+                .iter()
+                .filter(|(sent, _)| sent.region == call.region)
+                .any(|(_, command)| command.invocations.iter().any(holds))
+    }
+}
+
+fn seen(host: &Host, ran: &Ran) -> Seen {
+    let Some(answer) = &host.answer else {
+        return Seen {
+            began: ran.began_at,
+            ended: ran.ended_at,
+            error: match (ran.status.as_str(), result_of(&ran.output)) {
+                ("TimedOut", _) => ran.status_details == "ExecutionTimedOut",
+                ("Success" | "Failed", Some((_, code))) => matches!(code, 30..=33),
+                ("Success" | "Failed", None) => true,
+                _ => false,
+            },
+        };
+    };
+    let details = answer.status_details.as_deref().unwrap_or(&answer.status);
+    let (open, error) = match (answer.status.as_str(), details) {
+        ("Success" | "Failed", "Success" | "Failed") => (false, true),
+        ("Success" | "Failed" | "Cancelled", _) => (false, false),
+        ("TimedOut", details) => (false, details == "ExecutionTimedOut"),
+        _ => (true, false),
+    };
+    let waits = matches!(answer.status.as_str(), "Pending" | "Delayed");
+    Seen {
+        began: (!waits).then_some(ran.visible_at),
+        ended: (!open).then_some(ran.visible_at),
+        error,
+    }
+}
+
+/// `50%` of a fleet, or a number; rounded up.
+fn share(setting: &str, default: &str, fleet: usize) -> usize {
+    let setting = if setting.is_empty() { default } else { setting };
+    match setting.strip_suffix('%') {
+        Some(percent) => (fleet * percent.parse::<usize>().unwrap_or(0)).div_ceil(100),
+        None => setting.parse().unwrap_or(0),
+    }
+}
