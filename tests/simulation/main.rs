@@ -99,6 +99,26 @@ fn a_seed_is_the_same_run_each_time() {
     }
 }
 
+/// The command that a failure prints plays the same run, in a process of its own.
+#[test]
+fn a_seed_is_the_same_run_in_another_process() {
+    if number("SIMULATION_SEED").is_some() {
+        return;
+    }
+    let seed = TWICE;
+    let itself = std::env::current_exe().expect("a test has a path");
+    let played = std::process::Command::new(itself)
+        .args(["every_invariant", "--nocapture"])
+        .env("SIMULATION_SEED", seed.to_string())
+        .output()
+        .expect("a test can be started again");
+    let here = trace(&play(seed).1);
+    assert!(
+        String::from_utf8_lossy(&played.stdout).contains(&here),
+        "seed {seed} has another trace there: {played:?}"
+    );
+}
+
 /// Runs the seeds on all processors.
 fn run(seeds: std::ops::Range<u64>) -> (Tally, Vec<(u64, Violation)>) {
     let next = AtomicU64::new(seeds.start);
