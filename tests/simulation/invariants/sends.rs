@@ -4,6 +4,7 @@ use sim::{Call, Deployment, Fault, FaultKind};
 
 use super::calls::texts;
 use super::candidates::{Standing, during};
+use super::report::word;
 use super::subject::{Meant, Subject, by_auto_scaling, is};
 use super::{Evidence, MOMENT, RATE, UNHARMED};
 use crate::deliveries::{End, Invocation};
@@ -141,7 +142,8 @@ impl Evidence<'_> {
         Some((first.at, last.at))
     }
 
-    /// An instance that is of another of the event's groups too, and a deployment of that one was seen running.
+    /// An instance that is of another of the event's groups too, and a deployment of that one was seen running. Where it is
+    /// skipped there, it was starting, leaving or gone when that group was read, of which this one may know better.
     fn busy_elsewhere(
         &self,
         subject: &Subject,
@@ -162,7 +164,10 @@ impl Evidence<'_> {
             let asked = last_asked(meant, call, calls).filter(|asked| is_answered(asked))?;
             let running = self.running(meant, asked.at)?;
             let (_, must) = self.candidates(meant, invocation.began, call.at);
-            let known = |id: &&&str| must.contains(**id) && group.instances.contains_key(**id);
+            let known = |id: &&&str| {
+                let entry = group.instances.get(**id);
+                must.contains(**id) && entry.is_some_and(|entry| word(entry) != "skipped")
+            };
             let id = ids.iter().find(known)?;
             Some(format!(
                 "{id} is sent to, though {} of {} was seen running",
