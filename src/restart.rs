@@ -45,6 +45,8 @@ const LAST_SEND_SECONDS: u64 = 120;
 
 /// A chunk whose lifecycle states were read longer ago is asked for again before it is sent.
 const LIFECYCLE_AGE: Duration = Duration::from_secs(60);
+/// Waiting so long for one's turn to call is longer than the pace alone explains, even with many groups.
+const LONG_TURN: Duration = Duration::from_secs(5);
 /// So many denials before anything is accepted mean that the function may not send at all.
 const MAX_DENIALS: usize = 50;
 
@@ -134,6 +136,11 @@ struct Chunk {
 }
 
 impl Chunk {
+    /// Its lifecycle states are not to be relied on any more.
+    fn is_old(&self) -> bool {
+        self.read_at.elapsed() > LIFECYCLE_AGE
+    }
+
     fn halves(self) -> [Self; 2] {
         let (left, right) = self.ids.split_at(self.ids.len() / 2);
         [left, right].map(|ids| Self {
@@ -291,20 +298,28 @@ impl Run<'_> {
     /// sent: it is the outcome of everybody who has not been sent to.
     async fn send_chunk(
         &mut self,
-        chunk: Chunk,
+        mut chunk: Chunk,
         chunks: &mut VecDeque<Chunk>,
     ) -> Result<(), Outcome> {
-        let chunk = self.refresh(chunk).await?;
-        if chunk.ids.is_empty() {
-            return Ok(());
-        }
-        let Some(left) = self.time_to_send() else {
-            return self.stop(chunk.ids, no_time());
+        let turn = loop {
+            chunk = self.refresh(chunk).await?;
+            if chunk.ids.is_empty() {
+                return Ok(());
+            }
+            let Some(left) = self.time_to_send() else {
+                return self.stop(chunk.ids, no_time());
+            };
+            let asked_at = Instant::now();
+            match timeout(left, self.client.ssm_pace.turn()).await {
+                // Where other calls hang, the wait may be long: what was read before it is read again.
+                Ok(_) if asked_at.elapsed() > LONG_TURN && chunk.is_old() => {}
+                Ok(turn) => break turn,
+                Err(_) => return self.stop(chunk.ids, no_time()),
+            }
         };
-        let sent = match timeout(left, self.client.ssm_pace.turn()).await {
-            Ok(_turn) => self.send(&chunk.ids).await,
-            Err(_) => return self.stop(chunk.ids, no_time()),
-        };
+        let sent = self.send(&chunk.ids).await;
+        // What follows a refusal takes turns of its own.
+        drop(turn);
         match sent {
             Ok(command_id) => {
                 self.accepted = true;
@@ -361,7 +376,7 @@ impl Run<'_> {
 
     /// The chunk without those that began to leave since their lifecycle was read, if that is a while ago.
     async fn refresh(&mut self, chunk: Chunk) -> Result<Chunk, Outcome> {
-        match chunk.read_at.elapsed() > LIFECYCLE_AGE {
+        match chunk.is_old() {
             true => self.decide_again(chunk, false).await,
             false => Ok(chunk),
         }

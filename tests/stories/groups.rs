@@ -4,18 +4,31 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::json;
-use sim::{Action, AgentFault, Deployment, DeploymentGroup, Fault, Host, Target};
+use sim::{
+    Action, AgentFault, Deployment, DeploymentGroup, Fault, FaultKind, Host, Member, Target,
+};
 use tokio::time::sleep;
 
 use super::support::{REGION, Story, commands, id, most_at_once};
 
 /// A second group of the same event, `shop/back`, which deployed to instances of its own in that region.
 pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive<usize>) -> Story {
+    with_group_of_shop(story, "back", region, instances)
+}
+
+/// A group of the application `shop`, whose name has four letters.
+fn with_group_of_shop(
+    story: Story,
+    name: &str,
+    region: &str,
+    instances: RangeInclusive<usize>,
+) -> Story {
+    let deployment = format!("d-{}00001", name.to_uppercase());
     story.given(|state| {
         let there = state.region(region);
         there.deployment_groups.push(DeploymentGroup {
             application: "shop".to_owned(),
-            name: "back".to_owned(),
+            name: name.to_owned(),
             tag_filters: vec![sim::TagFilter {
                 key: "app".to_owned(),
                 value: "shop".to_owned(),
@@ -23,9 +36,9 @@ pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive
             ..DeploymentGroup::default()
         });
         there.deployments.push(Deployment {
-            id: "d-BACK00001".to_owned(),
+            id: deployment.clone(),
             application: "shop".to_owned(),
-            deployment_group: "back".to_owned(),
+            deployment_group: name.to_owned(),
             completed_at: Some(-4.0),
             targets: instances
                 .clone()
@@ -48,11 +61,11 @@ pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive
         }
         let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
         actions.push(Action {
-            action: "DeployBack".to_owned(),
+            action: format!("Deploy-{name}"),
             region: Some(region.to_owned()),
             application: Some("shop".to_owned()),
-            deployment_group: Some("back".to_owned()),
-            deployment_id: Some("d-BACK00001".to_owned()),
+            deployment_group: Some(name.to_owned()),
+            deployment_id: Some(deployment),
             ..actions[0].clone()
         });
     })
@@ -425,4 +438,44 @@ async fn when_nobody_can_say_any_more_whether_a_deployment_runs_everybody_is_hel
     assert_eq!(first["problem"]["step"], "quiet");
     assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 2}));
     assert_eq!(story.sent_to(), [id(11), id(12)]);
+}
+
+/// Calls of Systems Manager take turns, two at a time in a region. Where two hung, a third group's command waited for its
+/// turn with lifecycle states that were fresh when it began to wait: seed 509576, in which they were 66 s old in the end.
+#[tokio::test(start_paused = true)]
+async fn who_began_to_leave_while_a_command_waited_for_its_turn_is_not_sent_to() {
+    let story = with_separate_group(Story::of(2), REGION, 11..=12);
+    let story = with_group_of_shop(story, "side", REGION, 21..=22).given(|state| {
+        let members = &mut state.region(REGION).auto_scaling_groups[0].instances;
+        members.extend([11, 21].map(|n| Member {
+            id: id(n),
+            lifecycle: "InService".to_owned(),
+        }));
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            kind: FaultKind::NoReply,
+            times: 14,
+            ..Fault::default()
+        });
+    });
+    let leave = async {
+        sleep(Duration::from_secs(30)).await;
+        story.world.with(|state| {
+            for member in &mut state.region(REGION).auto_scaling_groups[0].instances {
+                member.lifecycle = "Terminating".to_owned();
+            }
+        });
+    };
+    let (told, ()) = tokio::join!(story.run(), leave);
+    let calls = story.world.calls();
+    let late = calls
+        .iter()
+        .filter(|call| call.operation == "SendCommand" && call.attempt == 1 && call.at > 35.0);
+    let late: Vec<String> = late.map(|call| call.params.to_string()).collect();
+    assert!(!late.is_empty(), "no command waited: {:#}", told.answer);
+    for params in late {
+        for n in [1, 2, 11, 21] {
+            assert!(!params.contains(&id(n)), "{} is leaving: {params}", id(n));
+        }
+    }
 }

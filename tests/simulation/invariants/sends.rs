@@ -10,8 +10,8 @@ use super::{Evidence, MOMENT, RATE, UNHARMED};
 use crate::deliveries::{End, Invocation};
 use crate::fleet::STAYING;
 
-/// Seconds for which a lifecycle state that was read may be relied on.
-const LIFECYCLE_AGE: f64 = 60.0;
+/// Seconds for which a lifecycle state that was read may be relied on, and those of a wait for the turn to call.
+const LIFECYCLE_AGE: f64 = 60.0 + 5.0;
 /// Seconds within which a reply must arrive to be of use.
 const ATTEMPT: f64 = 10.0;
 
@@ -102,7 +102,7 @@ impl Evidence<'_> {
             member.is_none_or(|(word, _)| STAYING.contains(&word.as_str()))
         };
         let known = self.standings_of(&meant.region, id);
-        let recent = call.at - from <= LIFECYCLE_AGE + MOMENT;
+        let recent = call.at - to <= LIFECYCLE_AGE + MOMENT;
         recent && (known.is_empty() || during(known, from, to).any(stays))
     }
 

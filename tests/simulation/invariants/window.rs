@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use codedeploy_agent_restarter::fleet::Decision;
-use sim::{AgentFault, Call, Host, Invocation as Ran};
+use sim::{Call, Host, Invocation as Ran};
 
 use super::Evidence;
 use super::hosts::{host, result_of};
@@ -113,12 +113,13 @@ impl Evidence<'_> {
     /// The function saw that another command holds the host's lock (code 22), and that one still runs: its restart takes a slot.
     fn restarts_elsewhere(&self, host: &Host, ran: &Ran, call: &Call, looked: f64) -> bool {
         let refused = host.answer.is_none()
-            && host.agent.fault != Some(AgentFault::Hangs)
             && matches!(result_of(&ran.output), Some((_, 22)))
             && ran.visible_at <= looked
             && ran.ended_at.is_some_and(|ended| ended <= looked);
+        // One that Systems Manager had to end ran longer than the script's own deadline, which is all that is known of it.
         let holds = |other: &Ran| {
             other.instance_id == ran.instance_id
+                && other.status_details != "ExecutionTimedOut"
                 && other
                     .began_at
                     .is_some_and(|began| Some(began) <= ran.ended_at)
