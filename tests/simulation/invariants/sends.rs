@@ -92,54 +92,30 @@ impl Evidence<'_> {
         running.map(|d| format!("sent, though {} was seen running at {:.3}", d.id, asked.at))
     }
 
-    /// Whether the function may have read, not long before the call, that the instance stays.
+    /// Whether the function may have read, not long before the call, that the instance stays: by its id, or with its Auto
+    /// Scaling group. Which of the event's groups a reading was for cannot be told.
     fn restartable(&self, meant: &Meant, call: &Call, id: &str, calls: &[&Call]) -> bool {
-        let Some((from, to)) = self.last_read(meant, call, id, calls) else {
+        let Some(group) = self.group(meant) else {
             return false;
+        };
+        let covers = |read: &&&Call| match read.operation.as_str() {
+            "DescribeAutoScalingInstances" => texts(&read.params["InstanceIds"]).contains(&id),
+            "DescribeAutoScalingGroups" => texts(&read.params["AutoScalingGroupNames"])
+                .iter()
+                .any(|name| group.auto_scaling_groups.iter().any(|ours| ours == name)),
+            _ => false,
         };
         let stays = |standing: &Standing| {
             let member = standing.member.as_ref();
             member.is_none_or(|(word, _)| STAYING.contains(&word.as_str()))
         };
         let known = self.standings_of(&meant.region, id);
-        let recent = call.at - to <= LIFECYCLE_AGE + MOMENT;
-        recent && (known.is_empty() || during(known, from, to).any(stays))
-    }
-
-    /// From when to when the function last read, before a call, where an instance stands in Auto Scaling: by its id, or with
-    /// its Auto Scaling group, whose pages belong together.
-    fn last_read(
-        &self,
-        meant: &Meant,
-        call: &Call,
-        id: &str,
-        calls: &[&Call],
-    ) -> Option<(f64, f64)> {
-        let names = &self.group(meant)?.auto_scaling_groups;
-        let covers = |read: &&&Call| {
-            let named = texts(&read.params["AutoScalingGroupNames"]);
-            read.region == meant.region
-                && is_answered(read)
-                && match read.operation.as_str() {
-                    "DescribeAutoScalingInstances" => {
-                        texts(&read.params["InstanceIds"]).contains(&id)
-                    }
-                    "DescribeAutoScalingGroups" => {
-                        names.iter().any(|name| named.contains(&name.as_str()))
-                    }
-                    _ => false,
-                }
-        };
-        let mut before = calls
+        calls
             .iter()
-            .rev()
-            .filter(|read| read.at < call.at && read.status == 200)
-            .filter(covers);
-        let last = before.next()?;
-        let first = std::iter::once(last)
-            .chain(before)
-            .find(|read| read.params["NextToken"].is_null())?;
-        Some((first.at, last.at))
+            .filter(|read| read.at < call.at && call.at - read.at <= LIFECYCLE_AGE + MOMENT)
+            .filter(|read| read.region == meant.region && read.status == 200 && is_answered(read))
+            .filter(covers)
+            .any(|read| known.is_empty() || during(known, read.at, read.at).any(stays))
     }
 
     /// An instance that is of another of the event's groups too, and a deployment of that one was seen running. Where it is
