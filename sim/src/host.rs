@@ -449,7 +449,7 @@ impl Runs {
 
     /// What this host needs, decided under the lock.
     fn choose(&mut self, run: &mut Run, now: f64, state: &mut State) -> Next {
-        let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
+        let Some((agent, left)) = host(state, run).map(|host| met(run, host)) else {
             return Next::End;
         };
         if agent.fault == Some(AgentFault::Hangs) {
@@ -465,7 +465,7 @@ impl Runs {
                 Verdict::new(12, "preflight-failed", detail),
             );
         }
-        match left_alone(run, &agent) {
+        match left {
             Some(result) => {
                 run.memory_before = agent.memory_kib;
                 self.watch(run, result, now, state)
@@ -512,14 +512,14 @@ impl Runs {
 
     /// Looks whether the host is quiet; three such looks in a row let the restart begin.
     fn look(&mut self, run: &mut Run, quiet: u32, now: f64, state: &mut State) -> Next {
-        let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
+        let Some((agent, left)) = host(state, run).map(|host| met(run, host)) else {
             return Next::End;
         };
         let (busy, updating) = (within(&agent.busy, now), within(&agent.updates, now));
         if !busy && !updating {
             if quiet + 1 >= QUIET_LOOKS {
                 // An earlier restart that drained may have replaced the agent meanwhile.
-                if let Some(result) = left_alone(run, &agent) {
+                if let Some(result) = left {
                     run.memory_before = agent.memory_kib;
                     return self.watch(run, result, now, state);
                 }
@@ -772,9 +772,15 @@ fn proof(agent: &Agent, master: Option<f64>, result: &'static str) -> Verdict {
     Verdict::new(0, result, "")
 }
 
-/// Why an agent needs no restart, if it needs none: it is younger than the order, or small.
-fn left_alone(run: &Run, agent: &Agent) -> Option<&'static str> {
-    let order = run.start.order;
+/// The agent as the script meets it, and why it is left alone, if it is.
+fn met(run: &Run, host: &Host) -> (Agent, Option<&'static str>) {
+    (host.agent.clone(), left_alone(run, host))
+}
+
+/// Why a host's agent needs no restart, if it needs none: it is younger than the order, or small. Its age counts,
+/// and not the hour by the host's clock.
+fn left_alone(run: &Run, host: &Host) -> Option<&'static str> {
+    let (order, agent) = (run.start.order, &host.agent);
     if !agent.running {
         None
     } else if run.began - agent.started_at <= order.sent_at - order.triggered_at {

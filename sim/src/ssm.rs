@@ -686,6 +686,14 @@ struct Seen<'a> {
     steps: bool,
 }
 
+impl Seen<'_> {
+    /// A moment of a step as the host's SSM agent tells it, which reads the host's wall clock.
+    fn by_its_clock(&self, time: Option<f64>) -> Option<f64> {
+        let skew = self.host.map_or(0.0, |host| host.clock_skew);
+        time.map(|time| time + skew)
+    }
+}
+
 /// Puts the host's verbatim answer, once it is due, in the place of what happened.
 fn seen<'a>(context: &'a Context<'_>, invocation: &'a Invocation) -> Seen<'a> {
     let mut invocation = Cow::Borrowed(invocation);
@@ -793,26 +801,23 @@ fn plugins<'a>(
         .map(|document| document.kind)
         .unwrap_or_default();
     if kind == DocumentKind::Foreign {
-        return vec![ran(context, "runShellScript", &seen.invocation)];
+        return vec![ran(context, "runShellScript", seen)];
     }
     let platform = seen.host.map_or("Linux", |host| host.platform.as_str());
     [("linux", "Linux"), ("windows", "Windows")]
         .into_iter()
         .map(|(step, wanted)| {
             if platform == wanted {
-                ran(context, step, &seen.invocation)
+                ran(context, step, seen)
             } else {
-                skipped(context, step, wanted, &seen.invocation)
+                skipped(context, step, wanted, seen)
             }
         })
         .collect()
 }
 
-fn ran<'a>(
-    context: &'a Context<'_>,
-    step: &'static str,
-    invocation: &'a Invocation,
-) -> ToldPlugin<'a> {
+fn ran<'a>(context: &'a Context<'_>, step: &'static str, seen: &'a Seen<'_>) -> ToldPlugin<'a> {
+    let invocation = &seen.invocation;
     // A step has fewer statuses than an invocation.
     let status = match invocation.status.as_str() {
         "Delayed" => "Pending",
@@ -825,7 +830,10 @@ fn ran<'a>(
     };
     let output = Cow::Borrowed(invocation.output.as_str());
     let code = invocation.response_code;
-    let times = (invocation.began_at, invocation.ended_at);
+    let times = (
+        seen.by_its_clock(invocation.began_at),
+        seen.by_its_clock(invocation.ended_at),
+    );
     plugin(context, step, (status, details), code, times, output)
 }
 
@@ -834,9 +842,9 @@ fn skipped<'a>(
     context: &'a Context<'_>,
     step: &'static str,
     platform: &str,
-    invocation: &Invocation,
+    seen: &Seen<'_>,
 ) -> ToldPlugin<'a> {
-    match invocation.ended_at {
+    match seen.by_its_clock(seen.invocation.ended_at) {
         Some(ended) => {
             let output = format!(
                 "Step execution skipped due to unsatisfied preconditions: \

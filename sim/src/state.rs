@@ -458,7 +458,9 @@ pub struct Host {
     pub offline: bool,
     /// Seconds until it picks a command up.
     pub delivery_seconds: f64,
-    /// Seconds by which its wall clock is ahead. Nothing may depend on it.
+    /// Seconds by which its wall clock is ahead. The SSM agent reads that clock for the times at which a step began
+    /// and ended, so that these are shown with it. The script measures ages by the time since boot and does not
+    /// read it, and Systems Manager keeps its own times: nothing that is decided may depend on it.
     pub clock_skew: f64,
     /// Its CodeDeploy agent.
     pub agent: Agent,

@@ -241,16 +241,19 @@ async fn a_second_order_for_the_same_moment_touches_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn freshness_compares_ages_and_not_clocks() {
-    // The agent is 8 s old when the script begins, 1 s after sending; the deployment completed 10 s before.
-    let world = one_host(|host| {
-        host.clock_skew = 86_400.0;
-        host.agent.started_at = -7.0;
-    });
-    let moment = format!("{}", START - 10.0);
-    assert_eq!(
-        result_of(&world, json!({ "triggeredAt": moment })).await.0,
-        "already-restarted"
-    );
+    // The agent is 8 s old when the script begins, 1 s after sending; the deployment completed 10 s before, or 5 s.
+    // By a clock that is a day ahead it would be fresh each time, by one that is a day slow never.
+    for skew in [86_400.0, -86_400.0] {
+        for (ago, result) in [(10.0, "already-restarted"), (5.0, "restarted")] {
+            let world = one_host(|host| {
+                host.clock_skew = skew;
+                host.agent.started_at = -7.0;
+            });
+            let moment = format!("{}", START - ago);
+            let order = json!({ "triggeredAt": moment });
+            assert_eq!(result_of(&world, order).await.0, result, "{skew} {ago}");
+        }
+    }
     // Both times from a clock that is a day ahead mean the same.
     let world = one_host(|host| host.agent.started_at = -7.0);
     let ahead = json!({ "triggeredAt": format!("{}", START + 86_390.0), "sentAt": format!("{}", START + 86_400.0) });
@@ -269,6 +272,24 @@ async fn freshness_compares_ages_and_not_clocks() {
         .0,
         "restarted"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hosts_clock_tells_when_its_steps_began_and_ended() {
+    let world = one_host(|host| {
+        host.clock_skew = -3600.0;
+        host.agent.started_at = -4.0;
+    });
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(60.0).await;
+    let told = invocations(&world, &id).remove(0);
+    let [linux, windows] = [&told["CommandPlugins"][0], &told["CommandPlugins"][1]];
+    // Begun 1 s after sending; the agent then stands for 12 s.
+    let (began, ended) = (START - 3599.0, START - 3587.0);
+    assert_eq!(linux["ResponseStartDateTime"], began);
+    assert_eq!(linux["ResponseFinishDateTime"], ended);
+    assert_eq!(windows["ResponseFinishDateTime"], ended);
+    assert_eq!(told["RequestedDateTime"], START, "Systems Manager's own");
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,8 @@ use sim::{State, World};
 use tokio::time::{sleep, timeout};
 
 use crate::fleet::{
-    ABROAD, EVENT_TIME, Group, HOME, Scene, between, deployment_event, one_in, pick, pipeline_event,
+    ABROAD, EVENT_TIME, Group, HOME, Scene, between, deployment_event, one_in, pick,
+    pipeline_event, rfc_3339,
 };
 
 const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:123456789012:function:restarter";
@@ -36,6 +37,8 @@ pub struct Delivery {
     pub kinds: Vec<&'static str>,
     pub event: Value,
     pub meaning: Meaning,
+    /// When the event happened, in seconds since the start: it is not delivered before.
+    pub time: f64,
     /// Seconds before it begins.
     pub pause: f64,
     /// What its runs will meet.
@@ -128,19 +131,14 @@ pub struct Course {
 }
 
 /// Draws what is delivered.
-pub fn draw(rng: &mut Rng, groups: &[Group]) -> Vec<Vec<Delivery>> {
-    let first = event(rng, groups);
+pub fn draw(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Vec<Vec<Delivery>> {
+    let first = event(rng, groups, succeeded);
     let second = match &first.meaning {
         Meaning::Pipeline if rng.u32(..3) == 0 => {
             Some((deployment(rng, groups), "pipeline's and deployment's event"))
         }
         Meaning::Deployment(_) if rng.u32(..3) == 0 => {
-            let pipeline = Delivery::of(
-                Meaning::Pipeline,
-                pipeline_event("SUCCEEDED"),
-                "pipeline's event",
-            );
-            Some((pipeline, "pipeline's and deployment's event"))
+            Some((pipeline(succeeded), "pipeline's and deployment's event"))
         }
         _ if rng.u32(..3) == 0 => Some((first.clone(), "the same event twice")),
         _ => None,
@@ -192,25 +190,34 @@ impl Delivery {
             kinds: vec![kind],
             event,
             meaning,
+            time: 0.0,
             pause: 0.0,
             runs: [run; 3],
         }
     }
 }
 
-fn deployment(rng: &mut Rng, groups: &[Group]) -> Delivery {
-    let number = rng.usize(..groups.len());
-    let event = deployment_event(&groups[number], "SUCCESS");
-    Delivery::of(Meaning::Deployment(number), event, "deployment's event")
+fn pipeline(succeeded: f64) -> Delivery {
+    let event = pipeline_event("SUCCEEDED", succeeded);
+    let mut delivery = Delivery::of(Meaning::Pipeline, event, "pipeline's event");
+    delivery.time = succeeded;
+    delivery
 }
 
-fn event(rng: &mut Rng, groups: &[Group]) -> Delivery {
+fn deployment(rng: &mut Rng, groups: &[Group]) -> Delivery {
+    let number = rng.usize(..groups.len());
+    let group = &groups[number];
+    // Told within two seconds.
+    let time = (group.completed + between(rng, 0.0, 1.0)).ceil();
+    let event = deployment_event(group, "SUCCESS", time);
+    let mut delivery = Delivery::of(Meaning::Deployment(number), event, "deployment's event");
+    delivery.time = time;
+    delivery
+}
+
+fn event(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Delivery {
     match rng.u32(..32) {
-        0..=16 => Delivery::of(
-            Meaning::Pipeline,
-            pipeline_event("SUCCEEDED"),
-            "pipeline's event",
-        ),
+        0..=16 => pipeline(succeeded),
         17..=23 => deployment(rng, groups),
         24..=28 => request(rng, groups),
         29 | 30 => Delivery::of(
@@ -231,8 +238,8 @@ fn event(rng: &mut Rng, groups: &[Group]) -> Delivery {
 
 fn none_of_ours(rng: &mut Rng, groups: &[Group]) -> Value {
     match rng.u32(..3) {
-        0 => pipeline_event("FAILED"),
-        1 => deployment_event(&groups[0], "FAILURE"),
+        0 => pipeline_event("FAILED", 0.0),
+        1 => deployment_event(&groups[0], "FAILURE", 0.0),
         _ => {
             json!({"detail-type": "CodePipeline Action Execution State Change", "detail": {"state": "SUCCEEDED"}})
         }
@@ -256,7 +263,7 @@ fn request(rng: &mut Rng, groups: &[Group]) -> Delivery {
         _ => Some(between(rng, -200_000.0, 120.0).round()),
     };
     if let Some(time) = time {
-        event["time"] = json!(rfc_3339(EVENT_TIME + time));
+        event["time"] = json!(rfc_3339(time));
     }
     let dry_run = one_in(rng, 4);
     if dry_run {
@@ -276,10 +283,6 @@ fn request(rng: &mut Rng, groups: &[Group]) -> Delivery {
     Delivery::of(meaning, event, kind)
 }
 
-fn rfc_3339(epoch: f64) -> String {
-    codedeploy_agent_restarter::clock::Timestamp(epoch as u64).to_string()
-}
-
 /// Lets everything happen.
 pub async fn happen(scene: &Scene, state: State) -> Course {
     let world = World::unrecorded(state, EVENT_TIME, 1.0);
@@ -292,7 +295,8 @@ pub async fn happen(scene: &Scene, state: State) -> Course {
         let (world, invocations, fates) = (&world, &invocations, &fates);
         Box::pin(async move {
             for (number, delivery) in numbered {
-                sleep(seconds(delivery.pause)).await;
+                let early = delivery.time - (world.now() - EVENT_TIME);
+                sleep(seconds(delivery.pause.max(early))).await;
                 let fate = deliver(world, scene, number, delivery, invocations).await;
                 fates.borrow_mut()[number] = fate;
             }

@@ -12,7 +12,7 @@ use sim::{
 use crate::deliveries::{self, Delivery};
 use crate::weather::{self, Change};
 
-/// The moment at which every world starts, 2026-02-17T09:14:05Z: the time of its events.
+/// The moment at which every world starts, 2026-02-17T09:14:05Z: about when its first event is delivered.
 pub const EVENT_TIME: f64 = 1_771_319_645.0;
 /// Where the function and its pipeline live.
 pub const HOME: &str = "us-east-1";
@@ -69,8 +69,17 @@ pub struct Scene {
     pub changes: Vec<Change>,
     /// What is delivered: the tracks run at the same time, each one's deliveries one after the other.
     pub tracks: Vec<Vec<Delivery>>,
-    /// Names of the conditions that were drawn, to be counted.
-    pub conditions: Vec<&'static str>,
+    /// The conditions that were drawn, to be counted.
+    pub conditions: Vec<Condition>,
+}
+
+/// Something that is not as usual.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// The name under which it is counted.
+    pub name: &'static str,
+    /// The instance that it concerns; none for what concerns a group, the pipeline or the account.
+    pub instance: Option<String>,
 }
 
 /// A deployment group and the deployment that is the reason of it all.
@@ -80,6 +89,8 @@ pub struct Group {
     pub application: String,
     pub name: String,
     pub deployment: String,
+    /// When that ended, in seconds since the start.
+    pub completed: f64,
 }
 
 impl Scene {
@@ -91,14 +102,18 @@ impl Scene {
                 &mut rng,
                 &[0.0, 0.0, 0.0, 0.02, 0.02, 0.08, 0.08, 0.3, 0.3, 0.9],
             ),
+            long_names: one_in(&mut rng, 12),
             rng,
             state: State::default(),
             groups: Vec::new(),
             conditions: Vec::new(),
+            succeeded: 0.0,
+            last_action: 0.0,
             instances: 0,
             deployments: 0,
         };
         draft.account();
+        draft.times();
         draft.fleets();
         draft.pipeline();
         let Draft {
@@ -106,12 +121,13 @@ impl Scene {
             mut state,
             groups,
             conditions,
+            succeeded,
             ..
         } = draft;
         let settings = settings(&mut rng, &state);
         state.faults = weather::faults(&mut rng);
         let changes = weather::changes(&mut rng, &state);
-        let tracks = deliveries::draw(&mut rng, &groups);
+        let tracks = deliveries::draw(&mut rng, &groups, succeeded);
         Self {
             state,
             settings,
@@ -148,14 +164,57 @@ struct Draft {
     rng: Rng,
     state: State,
     groups: Vec<Group>,
-    conditions: Vec<&'static str>,
+    conditions: Vec<Condition>,
+    /// When the pipeline succeeds, in whole seconds since the start: the time of its event.
+    succeeded: f64,
+    /// When the last of its actions ends.
+    last_action: f64,
     /// How likely it is that something is the matter with a host.
     sick: f64,
+    /// Hosts are called as long as Systems Manager allows, so that a message about many of them needs several parts.
+    long_names: bool,
     instances: usize,
     deployments: usize,
 }
 
 impl Draft {
+    fn note(&mut self, name: &'static str) {
+        let instance = None;
+        self.conditions.push(Condition { name, instance });
+    }
+
+    fn note_of(&mut self, id: &str, name: &'static str) {
+        let instance = Some(id.to_owned());
+        self.conditions.push(Condition { name, instance });
+    }
+
+    /// The pipeline has mostly just succeeded when the first event is delivered. In some worlds it still runs, so
+    /// that its event comes minutes after those of its deployments; or its end was noticed late.
+    fn times(&mut self) {
+        let rng = &mut self.rng;
+        self.succeeded = match one_in(rng, 10) {
+            true => between(rng, 10.0, 300.0).round(),
+            false => -between(rng, 0.0, 5.0).round(),
+        };
+        let noticed_after = match one_in(rng, 6) {
+            true => between(rng, 30.0, 400.0),
+            false => between(rng, 0.0, 30.0),
+        };
+        self.last_action = self.succeeded - noticed_after;
+    }
+
+    /// When a group's deployment ends, to the millisecond as CodeDeploy tells it: at the end of the pipeline, or
+    /// long before that when later actions take their time. Always before the start.
+    fn completion(&mut self) -> f64 {
+        let rng = &mut self.rng;
+        let before = match one_in(rng, 4) {
+            true => between(rng, 20.0, 1800.0),
+            false => between(rng, 0.0, 20.0),
+        };
+        let completed = self.last_action.min(0.0) - before;
+        (completed * 1000.0).floor() / 1000.0
+    }
+
     fn account(&mut self) {
         let rng = &mut self.rng;
         let state = &mut self.state;
@@ -199,7 +258,9 @@ impl Draft {
             45..=82 => rng.usize(23..=60),
             83..=87 => rng.usize(61..=100),
             88..=97 => rng.usize(101..=160),
-            _ => rng.usize(161..=300),
+            98 => rng.usize(161..=260),
+            // So many that their report may not fit into one message.
+            _ => rng.usize(261..=300),
         }
     }
 
@@ -231,9 +292,10 @@ impl Draft {
             scaling.extend((0..count).map(|n| format!("scaling-{number}-{n}")));
         }
         let (platform, creator) = self.platform_and_creator();
-        let (targets, members) = self.instances(region, share, (by_tags, &scaling), blue_green);
+        let completed = self.completion();
+        let (targets, members) =
+            self.instances(region, (share, completed), (by_tags, &scaling), blue_green);
         self.scaling_groups(region, &scaling, members);
-        let completed = -between(&mut self.rng, 0.0, 20.0);
         let style = if blue_green { "BLUE_GREEN" } else { "IN_PLACE" };
         let main = Deployment {
             id: self.deployment_id(),
@@ -252,17 +314,18 @@ impl Draft {
             application: application.clone(),
             name: name.clone(),
             deployment: main.id.clone(),
+            completed,
         });
         if scaling.is_empty() || one_in(&mut self.rng, 12) {
             // A group may also name one that was deleted, or share one with another group.
             let shared = self.region(region).auto_scaling_groups.first();
             match shared.map(|group| group.name.clone()) {
                 Some(shared) if one_in(&mut self.rng, 2) => {
-                    self.conditions.push("groups share members");
+                    self.note("groups share members");
                     scaling.push(shared);
                 }
                 _ if by_scaling => {
-                    self.conditions.push("deleted Auto Scaling group");
+                    self.note("deleted Auto Scaling group");
                     scaling.push("deleted".to_owned());
                 }
                 _ => {}
@@ -298,13 +361,13 @@ impl Draft {
             _ => "user",
         };
         if platform != "Server" {
-            self.conditions.push("deployment to no instances");
+            self.note("deployment to no instances");
         }
         if creator.starts_with("autoscaling") {
-            self.conditions.push("deployment of Auto Scaling");
+            self.note("deployment of Auto Scaling");
         }
         if creator == "CodeDeployAutoUpdate" {
-            self.conditions.push("automatic update");
+            self.note("automatic update");
         }
         (platform, creator)
     }
@@ -312,11 +375,11 @@ impl Draft {
     fn documents(&mut self, region: &'static str) {
         let kind = match self.rng.u32(..60) {
             0 => {
-                self.conditions.push("no document in the region");
+                self.note("no document in the region");
                 return;
             }
             1 => {
-                self.conditions.push("somebody else's document");
+                self.note("somebody else's document");
                 DocumentKind::Foreign
             }
             _ => DocumentKind::RestartAgent,
@@ -337,7 +400,7 @@ impl Draft {
     fn instances(
         &mut self,
         region: &'static str,
-        count: usize,
+        (count, completed): (usize, f64),
         (by_tags, scaling): (bool, &[String]),
         blue_green: bool,
     ) -> (Vec<Target>, Vec<Member>) {
@@ -346,7 +409,7 @@ impl Draft {
         for _ in 0..count {
             self.instances += 1;
             let id = sim::instance_id(self.instances);
-            let mut host = self.host(&id);
+            let mut host = self.host(&id, completed);
             let member = !scaling.is_empty() && (!by_tags || self.rng.bool());
             let mut target = Target {
                 id: id.clone(),
@@ -355,23 +418,23 @@ impl Draft {
             };
             if odd > 0 && one_in(&mut self.rng, odd) {
                 if host.state == "stopped" || one_in(&mut self.rng, 3) {
-                    self.conditions.push("target that was not reached");
+                    self.note_of(&id, "target that was not reached");
                     target.status =
                         (*pick(&mut self.rng, &["Pending", "Skipped", "Failed"])).to_owned();
                     target.lifecycle_started = false;
                 }
                 if blue_green && one_in(&mut self.rng, 2) {
-                    self.conditions.push("blue target");
+                    self.note("blue target");
                     target.label = Some("Blue".to_owned());
                 }
             }
             let mut launched_later = false;
             if member {
-                let lifecycle = self.lifecycle(odd);
+                let lifecycle = self.lifecycle(&id, odd);
                 launched_later = odd > 0 && one_in(&mut self.rng, odd);
                 let gone = odd > 0 && one_in(&mut self.rng, odd);
                 if gone {
-                    self.conditions.push("scaled in");
+                    self.note_of(&id, "scaled in");
                     host.state =
                         (*pick(&mut self.rng, &["terminated", "terminated", "running"])).to_owned();
                 } else {
@@ -382,8 +445,8 @@ impl Draft {
                 }
             }
             if launched_later {
-                self.conditions.push("launched after the deployment");
-                host.agent.started_at = -between(&mut self.rng, 0.0, 5.0);
+                self.note_of(&id, "launched after the deployment");
+                host.agent.started_at = between(&mut self.rng, completed, 0.0);
             } else {
                 targets.push(target);
             }
@@ -397,7 +460,7 @@ impl Draft {
             .map(|h| h.id.clone())
             .collect();
         if one_in(&mut self.rng, 3) && others.len() > count {
-            self.conditions.push("instances in two groups");
+            self.note("instances in two groups");
             for id in &others[..self.rng.usize(1..=others.len() - count)] {
                 targets.push(Target {
                     id: id.clone(),
@@ -407,7 +470,7 @@ impl Draft {
             }
         }
         if by_tags && one_in(&mut self.rng, 6) {
-            self.conditions.push("on-premises target");
+            self.note("on-premises target");
             let name = pick(&mut self.rng, &["build-machine-7", "mi-0123456789abcdef0"]);
             targets.push(Target {
                 id: (*name).to_owned(),
@@ -419,7 +482,7 @@ impl Draft {
         (targets, members)
     }
 
-    fn lifecycle(&mut self, odd: u32) -> String {
+    fn lifecycle(&mut self, id: &str, odd: u32) -> String {
         if odd == 0 || !one_in(&mut self.rng, odd) {
             return "InService".to_owned();
         }
@@ -428,7 +491,7 @@ impl Draft {
             1 => pick(&mut self.rng, &STAYING),
             _ => pick(&mut self.rng, &PASSING),
         };
-        self.conditions.push(word);
+        self.note_of(id, word);
         word.to_owned()
     }
 
@@ -447,21 +510,29 @@ impl Draft {
         self.region(region).auto_scaling_groups.extend(groups);
     }
 
-    fn host(&mut self, id: &str) -> Host {
+    /// A machine of a group whose deployment ended then.
+    fn host(&mut self, id: &str, completed: f64) -> Host {
         let rng = &mut self.rng;
         let mut host = Host {
             id: id.to_owned(),
             // Nothing may depend on it.
             clock_skew: *pick(rng, &[0.0, 0.0, -3.0, 90.0, -86_400.0, 1e6]),
-            delivery_seconds: between(rng, 0.2, 4.0),
+            // At once, so that no delay hides an error of a second in the age that is compared.
+            delivery_seconds: match one_in(rng, 4) {
+                true => between(rng, 0.0, 0.3),
+                false => between(rng, 0.2, 4.0),
+            },
             last_ping: -between(rng, 1.0, 50.0),
             ..Host::default()
         };
         host.agent.restart_seconds = between(rng, 2.0, 55.0);
         host.agent.memory_kib = rng.u64(40_000..400_000);
-        host.agent.started_at = -between(rng, 400.0, 2e6);
+        host.agent.started_at = agent_start(rng, completed);
         if one_in(rng, 12) {
             host.platform = "Windows".to_owned();
+        }
+        if self.long_names {
+            host.computer_name = format!("{}{id}", "long-name-".repeat(23));
         }
         if one_in(rng, 15) {
             host.name = Some(format!("näme of\n{id}"));
@@ -471,8 +542,8 @@ impl Draft {
             host.agent.busy = vec![[from, from + between(rng, 1.0, 60.0)]];
         }
         if rng.f64() < self.sick {
-            let condition = affliction(rng, &mut host);
-            self.conditions.push(condition);
+            let condition = affliction(rng, &mut host, completed);
+            self.note_of(id, condition);
         }
         host
     }
@@ -481,7 +552,8 @@ impl Draft {
     fn other_deployments(&mut self, region: &'static str, main: &Deployment) {
         let earlier = *pick(&mut self.rng, &[0, 0, 3, 14, 60]);
         for _ in 0..earlier {
-            let completed = -between(&mut self.rng, 500.0, 200_000.0);
+            let ended = main.completed_at.unwrap_or(0.0);
+            let completed = ended - between(&mut self.rng, 500.0, 200_000.0);
             let creators = ["user", "user", "autoscaling", "CodeDeployAutoUpdate"];
             let deployment = Deployment {
                 id: self.deployment_id(),
@@ -505,7 +577,7 @@ impl Draft {
                 &mut self.rng,
                 &["user", "user", "codeDeployRollback", "autoscaling"],
             );
-            self.conditions.push(match creator {
+            self.note(match creator {
                 "autoscaling" => "launch deployment of Auto Scaling runs",
                 _ => "another deployment runs",
             });
@@ -552,10 +624,20 @@ impl Draft {
             action: "Source".to_owned(),
             category: "Source".to_owned(),
             provider: "S3".to_owned(),
-            updated_at: -600.0,
+            updated_at: -3000.0,
             ..Action::default()
         }];
+        actions.push(Action {
+            stage: "Approve".to_owned(),
+            action: "Approve".to_owned(),
+            category: "Approval".to_owned(),
+            provider: "Manual".to_owned(),
+            updated_at: self.last_action,
+            ..Action::default()
+        });
         for (number, group) in groups.iter().enumerate() {
+            // CodePipeline asks CodeDeploy for the end.
+            let noticed = group.completed + between(&mut self.rng, 0.0, 15.0);
             let action = Action {
                 action: format!("Deploy-{number}"),
                 region: Some(group.region.to_owned()),
@@ -563,14 +645,15 @@ impl Draft {
                 application: Some(group.application.clone()),
                 deployment_group: Some(group.name.clone()),
                 deployment_id: Some(group.deployment.clone()),
+                updated_at: noticed.min(self.last_action),
                 ..Action::default()
             };
             if one_in(&mut self.rng, 8) {
-                self.conditions.push("retried stage");
+                self.note("retried stage");
                 actions.push(Action {
                     status: "Failed".to_owned(),
                     deployment_id: Some("d-000000000".to_owned()),
-                    updated_at: -400.0,
+                    updated_at: action.updated_at - between(&mut self.rng, 60.0, 600.0),
                     ..action.clone()
                 });
             }
@@ -579,37 +662,41 @@ impl Draft {
             }
             actions.push(action);
         }
+        // What CodePipeline's list lacks when the event is delivered.
+        let late = self.succeeded.max(0.0);
         match self.rng.u32(..60) {
             0 => {
-                self.conditions.push("action of another account");
+                self.note("action of another account");
                 actions.push(Action {
                     action: "Elsewhere".to_owned(),
                     role_arn: Some("arn:aws:iam::210987654321:role/pipeline".to_owned()),
                     application: Some("shop".to_owned()),
                     deployment_group: Some("elsewhere".to_owned()),
                     deployment_id: Some("d-999999999".to_owned()),
+                    updated_at: self.last_action,
                     ..Action::default()
                 });
             }
             1 => {
-                self.conditions.push("action without a deployment id");
+                self.note("action without a deployment id");
                 actions.push(Action {
                     action: "Incomplete".to_owned(),
                     application: Some("shop".to_owned()),
                     deployment_group: Some("group-0".to_owned()),
+                    updated_at: self.last_action,
                     ..Action::default()
                 });
             }
             2 | 3 => {
-                self.conditions.push("late action list");
-                let at = between(&mut self.rng, 1.0, 50.0);
+                self.note("late action list");
+                let at = late + between(&mut self.rng, 1.0, 50.0);
                 for action in &mut actions {
                     action.visible_at = Some(at);
                 }
             }
             4 | 5 => {
-                self.conditions.push("action still in progress");
-                let at = between(&mut self.rng, 1.0, 50.0);
+                self.note("action still in progress");
+                let at = late + between(&mut self.rng, 1.0, 50.0);
                 if let Some(action) = actions.last_mut() {
                     action.updated_at = at;
                 }
@@ -636,7 +723,7 @@ impl Draft {
         else {
             return;
         };
-        self.conditions.push("two deployments to one group");
+        self.note("two deployments to one group");
         let completed = main.completed_at.unwrap_or(0.0) - between(&mut self.rng, 0.0, 90.0);
         let deployment = Deployment {
             id: id.clone(),
@@ -655,14 +742,24 @@ impl Draft {
         actions.push(Action {
             action: format!("{}-again", action.action),
             deployment_id: Some(id),
-            updated_at: -20.0,
+            updated_at: completed,
             ..action.clone()
         });
     }
 }
 
+/// When an agent started whose deployment ended then: mostly long ago, sometimes within the very second or
+/// between the deployment's end and the event.
+fn agent_start(rng: &mut Rng, completed: f64) -> f64 {
+    match rng.u32(..24) {
+        0 => (completed + between(rng, -1.0, 1.0)).min(0.0),
+        1 => between(rng, completed, 0.0),
+        _ => completed - between(rng, 400.0, 2e6),
+    }
+}
+
 /// Lets something be the matter with a host, and names it.
-fn affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
+fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
     let agent = &mut host.agent;
     match rng.u32(..31) {
         0 => {
@@ -715,7 +812,7 @@ fn affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
             "agent does not run"
         }
         14 => {
-            agent.started_at = -between(rng, 0.0, 30.0);
+            agent.started_at = (completed + between(rng, -30.0, 30.0)).min(0.0);
             "restarted around the deployment"
         }
         15 => {
@@ -886,25 +983,30 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
     settings
 }
 
-/// The pipeline's event.
-pub fn pipeline_event(state: &str) -> Value {
+/// The pipeline's event, of that time in whole seconds since the start.
+pub fn pipeline_event(state: &str, time: f64) -> Value {
     json!({
         "version": "0", "id": "0c6b1f0e-6f5e-4a0e-9d57-0f3f7a1c2b01", "source": "aws.codepipeline",
         "detail-type": "CodePipeline Pipeline Execution State Change",
-        "account": ACCOUNT, "region": HOME, "time": "2026-02-17T09:14:05Z", "resources": [],
+        "account": ACCOUNT, "region": HOME, "time": rfc_3339(time), "resources": [],
         "detail": { "pipeline": PIPELINE, "execution-id": EXECUTION, "state": state, "version": 6.0 },
     })
 }
 
-/// The event of a group's deployment.
-pub fn deployment_event(group: &Group, state: &str) -> Value {
+/// The event of a group's deployment, of that time in whole seconds since the start.
+pub fn deployment_event(group: &Group, state: &str, time: f64) -> Value {
     json!({
         "version": "0", "id": "0c6b1f0e-6f5e-4a0e-9d57-0f3f7a1c2b07", "source": "aws.codedeploy",
         "detail-type": "CodeDeploy Deployment State-change Notification",
-        "account": ACCOUNT, "region": group.region, "time": "2026-02-17T09:14:05Z", "resources": [],
+        "account": ACCOUNT, "region": group.region, "time": rfc_3339(time), "resources": [],
         "detail": {
             "region": group.region, "application": group.application, "deploymentGroup": group.name,
             "deploymentId": group.deployment, "state": state, "instanceGroupId": "x",
         },
     })
+}
+
+/// A moment in seconds since the start, as events and requests write it.
+pub fn rfc_3339(time: f64) -> String {
+    codedeploy_agent_restarter::clock::Timestamp((EVENT_TIME + time) as u64).to_string()
 }

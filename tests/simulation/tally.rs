@@ -1,13 +1,18 @@
 //! What occurred, and how often: a simulation that never met a fault proves nothing about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use sim::Call;
+use sim::{Call, Host, State};
 
 use crate::deliveries::{Course, End, Fate};
-use crate::fleet::{PASSING, STAYING, Scene, UNKNOWN_LIFECYCLE, verbatim_names};
+use crate::fleet::{Condition, PASSING, STAYING, Scene, UNKNOWN_LIFECYCLE, verbatim_names};
 use crate::weather::{CHANGES, KINDS, OPERATIONS, kind_of};
+
+/// Seconds that Lambda leaves by default.
+const WHOLE: f64 = 900.0;
+/// Seconds after which the function looks at its commands for the first time.
+const FIRST_LOOK: f64 = 5.0;
 
 /// Outcomes of instances.
 const OUTCOMES: [&str; 13] = [
@@ -89,7 +94,7 @@ const CONDITIONS: [&str; 36] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 8] = [
+const MORE_CONDITIONS: [&str; 16] = [
     "no document in the region",
     "somebody else's document",
     "deployment to no instances",
@@ -98,7 +103,71 @@ const MORE_CONDITIONS: [&str; 8] = [
     "action without a deployment id",
     "late action list",
     "action still in progress",
+    "Windows host",
+    "wrong clock",
+    "agent started within a second of the deployment's end",
+    "short deadline",
+    "late invocation list",
+    "short pages",
+    "deployment that starts during the run",
+    "vanishes between inventory and send",
 ];
+/// What counts once a report accounts for the instance: the function decides by it. Everything else that concerns an
+/// instance takes effect on the host, or in the answer from there, and counts once a command was sent to it.
+const DECIDED_BY: [&str; 9] = [
+    "not managed",
+    "stopped",
+    "terminated",
+    "rejected by SSM",
+    "without the tag",
+    "connection lost",
+    "target that was not reached",
+    "scaled in",
+    "launched after the deployment",
+];
+/// Calls that write: every kind of fault must meet each of them.
+const WRITES: [(&str, &str); 2] = [
+    ("SendCommand", "faults of SendCommand"),
+    ("Publish", "faults of Publish"),
+];
+
+/// The instances that a run was about.
+struct Concerned<'a> {
+    /// Those that a report accounts for.
+    reported: BTreeSet<&'a str>,
+    /// Those that a command was sent to.
+    sent: BTreeSet<&'a str>,
+}
+
+impl<'a> Concerned<'a> {
+    fn of(course: &'a Course, end: &'a State) -> Self {
+        let reports = course.invocations.iter().filter_map(|run| match &run.end {
+            End::Reported(report, _) => Some(report),
+            _ => None,
+        });
+        let groups = reports.flat_map(|report| &report.groups);
+        let commands = end.regions.values().flat_map(|region| &region.commands);
+        Self {
+            reported: groups
+                .flat_map(|group| group.instances.keys().map(String::as_str))
+                .collect(),
+            sent: commands
+                .flat_map(|command| &command.invocations)
+                .map(|ran| ran.instance_id.as_str())
+                .collect(),
+        }
+    }
+
+    /// Whether a condition mattered: see [`DECIDED_BY`]. What concerns no instance always does.
+    fn met(&self, condition: &Condition) -> bool {
+        let decided = DECIDED_BY.contains(&condition.name) || is_lifecycle(condition.name);
+        match condition.instance.as_deref() {
+            None => true,
+            Some(id) if decided => self.reported.contains(id),
+            Some(id) => self.sent.contains(id),
+        }
+    }
+}
 
 /// Counts by table and name.
 #[derive(Clone, Debug)]
@@ -123,6 +192,13 @@ impl Tally {
             .into_iter()
             .chain(STAYING)
             .chain([UNKNOWN_LIFECYCLE]);
+        // Neither is paged.
+        let unpaged = || {
+            KINDS
+                .into_iter()
+                .filter(|kind| *kind != "expired page token")
+        };
+        let writes = WRITES.map(|(_, table)| (table, unpaged().collect::<Vec<_>>()));
         let expected: [(&'static str, Vec<&str>); 9] = [
             ("faults by kind", KINDS.to_vec()),
             ("faults by operation", faulty.to_vec()),
@@ -137,7 +213,7 @@ impl Tally {
             ("odd lifecycle states", lifecycles.collect()),
             ("verbatim answers", verbatim_names()),
         ];
-        for (table, names) in expected {
+        for (table, names) in expected.into_iter().chain(writes) {
             for name in names {
                 tally.add(table, name, 0);
             }
@@ -159,17 +235,13 @@ impl Tally {
     pub fn count(&mut self, scene: &Scene, course: &Course) {
         self.runs += 1;
         self.sizes.push(scene.size());
-        for condition in &scene.conditions {
-            let table = if verbatim_names().contains(condition) {
-                "verbatim answers"
-            } else if is_lifecycle(condition) {
-                "odd lifecycle states"
-            } else {
-                "conditions"
-            };
-            self.add(table, condition, 1);
-        }
-        course.world.read(|_, calls| self.count_calls(calls));
+        course.world.read(|end, calls| {
+            let concerned = Concerned::of(course, end);
+            self.count_drawn(scene, &concerned);
+            self.count_hosts(scene, &concerned);
+            self.count_circumstances(scene, course, calls);
+            self.count_calls(calls);
+        });
         let last = course
             .invocations
             .iter()
@@ -226,12 +298,89 @@ impl Tally {
         }
     }
 
+    fn count_drawn(&mut self, scene: &Scene, concerned: &Concerned<'_>) {
+        let verbatim = verbatim_names();
+        for condition in scene.conditions.iter().filter(|c| concerned.met(c)) {
+            let table = if verbatim.contains(&condition.name) {
+                "verbatim answers"
+            } else if is_lifecycle(condition.name) {
+                "odd lifecycle states"
+            } else {
+                "conditions"
+            };
+            self.add(table, condition.name, 1);
+        }
+    }
+
+    /// What is not odd enough to be a condition, of hosts that a command was sent to.
+    fn count_hosts(&mut self, scene: &Scene, concerned: &Concerned<'_>) {
+        let hosts = scene
+            .state
+            .regions
+            .values()
+            .flat_map(|region| &region.hosts);
+        for host in hosts.filter(|host| concerned.sent.contains(host.id.as_str())) {
+            let at_the_end = |host: &Host| {
+                let off = |end: f64| (host.agent.started_at - end).abs() <= 1.0;
+                scene.groups.iter().any(|group| off(group.completed))
+            };
+            let found = [
+                ("Windows host", host.platform == "Windows"),
+                ("wrong clock", host.clock_skew != 0.0),
+                (
+                    "agent started within a second of the deployment's end",
+                    at_the_end(host),
+                ),
+            ];
+            for (name, _) in found.into_iter().filter(|(_, found)| *found) {
+                self.add("conditions", name, 1);
+            }
+        }
+    }
+
+    /// Settings of the world that showed in a run.
+    fn count_circumstances(&mut self, scene: &Scene, course: &Course, calls: &[Call]) {
+        let runs = &course.invocations;
+        let short = runs.iter().filter(|run| run.deadline - run.began < WHOLE);
+        self.add("conditions", "short deadline", short.count());
+        let sent = |call: &Call| call.operation == "SendCommand" && call.status == 200;
+        if scene.state.invocation_lag > FIRST_LOOK && calls.iter().any(sent) {
+            self.add("conditions", "late invocation list", 1);
+        }
+        let next = |call: &Call| {
+            let names = ["NextToken", "nextToken"];
+            names.iter().any(|name| call.params[*name].is_string())
+        };
+        if scene.state.page_shortfall > 0 && calls.iter().any(next) {
+            self.add("conditions", "short pages", 1);
+        }
+        let began = runs.iter().map(|run| run.began).fold(f64::MAX, f64::min);
+        let ended = runs.iter().map(|run| run.ended).fold(f64::MIN, f64::max);
+        let regions = scene.state.regions.values();
+        let starts = regions
+            .flat_map(|region| &region.deployments)
+            .filter(|deployment| (began..ended).contains(&deployment.created_at));
+        let name = "deployment that starts during the run";
+        self.add("conditions", name, starts.count());
+    }
+
     fn count_calls(&mut self, calls: &[Call]) {
         self.calls += calls.len();
         for call in calls {
-            if let Some(fault) = &call.fault {
-                self.add("faults by kind", kind_of(fault), 1);
-                self.add("faults by operation", &call.operation, 1);
+            let Some(fault) = &call.fault else {
+                // The function sends to those only that the inventory has shown.
+                if call.operation == "SendCommand"
+                    && call.error.as_deref() == Some("InvalidInstanceId")
+                {
+                    self.add("conditions", "vanishes between inventory and send", 1);
+                }
+                continue;
+            };
+            self.add("faults by kind", kind_of(fault), 1);
+            self.add("faults by operation", &call.operation, 1);
+            let of = WRITES.iter().find(|(name, _)| *name == call.operation);
+            if let Some((_, table)) = of {
+                self.add(table, kind_of(fault), 1);
             }
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sim::{AgentFault, Fault};
 
-use super::support::{Story, event, id, request};
+use super::support::{REGION, Story, event, id, request};
 
 #[tokio::test(start_paused = true)]
 async fn the_pipeline_s_and_the_deployment_s_event_mean_the_same_moment() {
@@ -77,6 +77,30 @@ async fn a_host_s_wrong_clock_changes_nothing() {
     });
     assert_eq!(story.run().await.counts(), &json!({"restarted": 2}));
     assert_eq!(story.run().await.counts(), &json!({"already-restarted": 2}));
+    // What Systems Manager tells of the steps is a day off, one way and the other.
+    assert_eq!(days_off(&story, &id(1)).await, [1, 1]);
+    assert_eq!(days_off(&story, &id(2)).await, [-1, -1]);
+}
+
+/// By how many days the end of an instance's step, as it is told, lies off the time at which it is asked: for each
+/// command.
+async fn days_off(story: &Story, instance: &str) -> Vec<i64> {
+    let ssm = aws_sdk_ssm::Client::new(&story.world.sdk_config(REGION));
+    let listed = ssm
+        .list_command_invocations()
+        .instance_id(instance)
+        .details(true)
+        .send()
+        .await
+        .expect("the commands were sent");
+    let plugins = listed
+        .command_invocations()
+        .iter()
+        .map(|command| &command.command_plugins()[0]);
+    plugins
+        .filter_map(|plugin| plugin.response_finish_date_time())
+        .map(|told| ((told.as_secs_f64() - story.world.now()) / 86_400.0).round() as i64)
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
