@@ -102,7 +102,7 @@ impl Scene {
                 &mut rng,
                 &[0.0, 0.0, 0.0, 0.02, 0.02, 0.08, 0.08, 0.3, 0.3, 0.9],
             ),
-            long_names: one_in(&mut rng, 12),
+            long_names: one_in(&mut rng, 3),
             rng,
             state: State::default(),
             groups: Vec::new(),
@@ -532,7 +532,7 @@ impl Draft {
             host.platform = "Windows".to_owned();
         }
         if self.long_names {
-            host.computer_name = format!("{}{id}", "long-name-".repeat(23));
+            host.computer_name = format!("{}{id}", "\"long\" name ".repeat(19));
         }
         if one_in(rng, 15) {
             host.name = Some(format!("näme of\n{id}"));
