@@ -487,10 +487,13 @@ fn read_group(
     }
     deployments.sort_by(|a, b| a.id.cmp(&b.id));
     let by_hand = matches!(order.subject, Subject::Request { .. });
+    // One whose end is not told may have ended last, but no later than the order came.
+    let all_told = deployments.iter().all(|d| d.completed_at.is_some());
     let completed = deployments.iter().filter_map(|d| d.completed_at).max();
+    let usable = completed.filter(|_| all_told && !by_hand);
     Ok(Ok(Group {
         name: name.clone(),
-        triggered_at: completed.filter(|_| !by_hand).unwrap_or(order.time),
+        triggered_at: usable.unwrap_or(order.time),
         deployments,
         by_hand,
     }))

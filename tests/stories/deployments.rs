@@ -598,6 +598,27 @@ async fn without_a_completion_time_fresh_means_since_the_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn if_one_of_two_deployments_lacks_its_completion_time_fresh_means_since_the_event() {
+    let story = Story::of(1).given(|state| {
+        let mut second = state.deployment("d-EXAMPLEE5").clone();
+        second.id = "d-SECOND001".to_owned();
+        second.completed_at = None;
+        let region = state.region(REGION);
+        region.deployments.push(second);
+        let actions = &mut region.pipelines[0].executions[0].actions;
+        actions.push(Action {
+            action: "DeployAgain".to_owned(),
+            deployment_id: Some("d-SECOND001".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    story.run().await;
+    // It may have ended after the other one.
+    assert_eq!(event("pipeline-succeeded")["time"], "2026-02-17T09:14:05Z");
+    assert_eq!(triggered_at(&story), "1771319645");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_made_the_last_deployment_it_is_meant_unless_it_is_automatic() {
     for creator in [
         "codeDeployRollback",
