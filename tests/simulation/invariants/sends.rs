@@ -113,7 +113,9 @@ impl Evidence<'_> {
         calls
             .iter()
             .filter(|read| read.at < call.at && call.at - read.at <= LIFECYCLE_AGE + MOMENT)
-            .filter(|read| read.region == meant.region && read.status == 200 && is_answered(read))
+            .filter(|read| {
+                read.region == meant.region && read.status == 200 && read.error.is_none()
+            })
             .filter(covers)
             .any(|read| known.is_empty() || during(known, read.at, read.at).any(stays))
     }
@@ -177,9 +179,9 @@ fn last_asked<'a>(meant: &Meant, call: &Call, calls: &[&'a Call]) -> Option<&'a 
     })
 }
 
-/// Whether the function can have seen the reply.
+/// Whether the function has seen the reply for certain: a slow one needs the time of the call on top.
 pub fn is_answered(call: &Call) -> bool {
-    let slow = |fault: &Fault| fault.kind() == FaultKind::Slow && fault.seconds >= ATTEMPT;
+    let slow = |fault: &Fault| fault.kind() == FaultKind::Slow && fault.seconds + MOMENT >= ATTEMPT;
     call.error.is_none() && !call.fault.as_ref().is_some_and(slow)
 }
 
