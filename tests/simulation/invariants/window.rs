@@ -14,6 +14,9 @@ use crate::deliveries::{End, Invocation};
 /// Seconds after which a command that has not begun no longer holds its slot.
 const LATE: f64 = 150.0;
 
+/// Beyond its busy wait, the seconds after which the script gives up by itself.
+const DOCUMENT_SECONDS: f64 = 300.0;
+
 /// An invocation as Systems Manager shows it.
 struct Seen {
     began: Option<f64>,
@@ -116,13 +119,17 @@ impl Evidence<'_> {
             && matches!(result_of(&ran.output), Some((_, 22)))
             && ran.visible_at <= looked
             && ran.ended_at.is_some_and(|ended| ended <= looked);
-        // One that Systems Manager had to end ran longer than the script's own deadline, which is all that is known of it.
+        // One that hangs runs on after the script's own deadline, which is all that is known of it.
+        let waits = match self.scene.settings["BUSY_WAIT_SECONDS"].as_str() {
+            "" => 120.0,
+            seconds => seconds.parse().unwrap_or(0.0),
+        };
+        let over = call.at - waits - DOCUMENT_SECONDS;
         let holds = |other: &Ran| {
             other.instance_id == ran.instance_id
-                && other.status_details != "ExecutionTimedOut"
                 && other
                     .began_at
-                    .is_some_and(|began| Some(began) <= ran.ended_at)
+                    .is_some_and(|began| Some(began) <= ran.ended_at && began > over)
                 && other.ended_at.is_none_or(|ended| ended > call.at)
         };
         refused
