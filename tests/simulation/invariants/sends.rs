@@ -133,11 +133,11 @@ impl Evidence<'_> {
         let End::Reported(report, _) = &invocation.end else {
             return None;
         };
-        let others = subject
+        let mut others = subject
             .groups
             .iter()
             .filter(|meant| meant.is_certain() && meant.region == call.region);
-        others.into_iter().find_map(|meant| {
+        others.find_map(|meant| {
             let group = report.groups.iter().find(|group| is(meant, group))?;
             let asked = last_asked(meant, call, calls).filter(|asked| is_answered(asked))?;
             let running = self.running(meant, asked.at)?;
