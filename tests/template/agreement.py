@@ -96,7 +96,7 @@ def check_settings(finder, root, template):
     rows = table(finder, root, "README.md", "| environment | parameter | default | accepted |")
     names = [code(row[0]) for row in rows]
     finder.expect(names == list(environment), f"README's settings {names} are not the function's environment {list(environment)}, in this order")
-    source = without_comments((root / "src/settings.rs").read_text().split("#[cfg(test)]")[0])
+    source = re.sub(r"(?m)(^|\s)//.*$", r"\1", (root / "src/settings.rs").read_text().split("#[cfg(test)]")[0])
     read = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', source))
     finder.expect(read == set(environment), f"src/settings.rs names {sorted(read)}, the template hands over {sorted(environment)}")
     settings = []
@@ -249,8 +249,3 @@ def check_limits(finder, key, value, documentation):
     for pattern in re.findall(r'Pattern:? "(.+)";', documentation):
         pattern = pattern.replace("\\\\", "\\")
         finder.expect(re.fullmatch(pattern, value), f"the Serverless Application Repository refuses {key} {value!r}; it takes {pattern}")
-
-
-def without_comments(source):
-    """Rust source without line comments; good enough to look for names and calls."""
-    return re.sub(r"(?m)(^|\s)//.*$", r"\1", source)

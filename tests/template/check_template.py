@@ -12,7 +12,6 @@ import json
 import pathlib
 import sys
 
-import actions
 import agreement
 import template
 import wiring
@@ -21,11 +20,6 @@ import wiring
 def check_agreement(finder, source, _translation):
     """Settings, parameters, alarms, console and publication agree with README.md, docs/deploy.md, src/ and Cargo.toml."""
     agreement.check(finder, template.ROOT, source)
-
-
-def check_actions(finder, _source, translation):
-    """The function's role allows what src/ calls, and no other operation."""
-    actions.check(finder, template.ROOT, translation)
 
 
 def check_function(finder, source, _translation):
@@ -57,7 +51,7 @@ def lint(translation):
     return [f"{match.rule.id} {match.message} at {'/'.join(map(str, match.path or []))}" for match in found]
 
 
-CHECKS = (check_function, check_agreement, check_actions, check_wiring, check_lint)
+CHECKS = (check_function, check_agreement, check_wiring, check_lint)
 
 
 def main():

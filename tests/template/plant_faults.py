@@ -21,7 +21,6 @@ import tempfile
 import time
 import tomllib
 
-import actions
 import agreement
 import check_checkov
 import check_document
@@ -49,7 +48,6 @@ class Catchers:
         self.aws, self.checkov, self.transcripts = aws, checkov, transcripts
         self.judged = None
         self.by_name = {
-            "actions": lambda root, source: self.found(actions.check, root, template.translated(source)),
             "agreement": lambda root, source: self.found(agreement.check, root, source),
             "cfn-lint": lambda root, source: check_template.lint(template.translated(source)),
             "checkov": lambda root, source: self.found(check_checkov.check, source, self.judged.result()[(root / "template.yaml").read_text()]),
