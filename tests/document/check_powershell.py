@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Parses document/restart-agent.ps1, and refuses in it what would break its contract. It does not run it: that needs Windows.
 
-Needs tree-sitter and tree-sitter-pwsh. Prints every problem, one a line, and ends with 1 if there is any. At the end it plants mistakes into the script, each
-of which has to be found.
+Needs tree-sitter and tree-sitter-pwsh, and Cargo, which runs the test that tells of the function (tests/template/facts.py). Prints every problem, one a line, and
+ends with 1 if there is any. At the end it plants mistakes into the script, each of which has to be found.
 """
 
 import pathlib
@@ -13,9 +13,11 @@ import tree_sitter
 import tree_sitter_pwsh
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/template"))
+
+import facts
+
 SCRIPT = ROOT / "document/restart-agent.ps1"
-# Where the function says which words and codes it understands.
-OUTCOMES = ROOT / "src/outcome.rs"
 
 # The commands of Windows PowerShell 5.1 that the script may use, each with the parameters it may name. Everything else that is called has to be a function of
 # the script. So aliases, mistyped names and every cmdlet that ends processes or writes to another stream are refused, without a list of what is bad.
@@ -139,8 +141,7 @@ def contract_problems(root, source):
 
 def understood():
     """Each code of the contract with its words, as the function knows them."""
-    table = OUTCOMES.read_text().split("const RESULTS", 1)[1].split("];", 1)[0]
-    return {(int(code), word) for word, code in re.findall(r'\("([a-z-]+)", (\d+),', table)}
+    return {(result["code"], result["word"]) for result in facts.read()["results"]}
 
 
 def line_problems(root):

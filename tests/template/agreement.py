@@ -1,11 +1,15 @@
-"""What the template and the rest of the repository say about the same thing: README.md, docs/deploy.md, src/, Cargo.toml."""
+"""What the template and the rest of the repository say about the same thing: the function itself (facts.py), docs/, README.md, document/README.md, Cargo.toml."""
 
 import re
 import tomllib
 
 import botocore.session
 
-# Settings that no parameter gives: the README's word for them, and the resource whose reference they are.
+import facts
+
+# Where the settings and the outcomes are told.
+REFERENCE = "docs/reference.md"
+# Settings that no parameter gives: the table's word for them, and the resource whose reference they are.
 OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument")}
 # Settings whose parameter may be left out for a resource of the stack's own. All others are their parameter's value, and nothing else.
 UNLESS_GIVEN = {"TOPIC_ARN": {"Fn::If": ["OwnTopic", {"Ref": "Topic"}, {"Ref": "TopicArn"}]}}
@@ -56,8 +60,10 @@ MAX_DESCRIPTION = 1024
 
 
 def check(finder, root, template):
-    """Settings, stack parameters, alarms, console and publication say the same everywhere."""
+    """Settings, outcomes, stack parameters, alarms, console and publication say the same everywhere."""
     settings = check_settings(finder, root, template)
+    check_outcomes(finder, root)
+    check_results(finder, root)
     check_stack_parameters(finder, root, template, settings)
     check_alarms(finder, root, template)
     check_outputs(finder, root, template)
@@ -90,51 +96,82 @@ def code(cell):
 
 
 def check_settings(finder, root, template):
-    """README's table, the parameters, the function's environment and src/settings.rs name the same settings; gives the parameters that are settings."""
+    """The table, the parameters, the function's environment and what the function reads are the same settings; gives the parameters that are settings."""
     parameters = template["Parameters"]
     environment = template["Resources"]["RestartFunction"]["Properties"]["Environment"]["Variables"]
-    rows = table(finder, root, "README.md", "| environment | parameter | default | accepted |")
+    rows = table(finder, root, REFERENCE, "| environment | parameter | default | accepted |")
     names = [code(row[0]) for row in rows]
-    finder.expect(names == list(environment), f"README's settings {names} are not the function's environment {list(environment)}, in this order")
-    source = re.sub(r"(?m)(^|\s)//.*$", r"\1", (root / "src/settings.rs").read_text().split("#[cfg(test)]")[0])
-    read = set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', source))
-    finder.expect(read == set(environment), f"src/settings.rs names {sorted(read)}, the template hands over {sorted(environment)}")
+    finder.expect(names == list(environment), f"the settings of {REFERENCE} {names} are not the function's environment {list(environment)}, in this order")
+    read = {setting["variable"]: setting for setting in facts.read()["settings"]}
+    finder.expect(set(read) == set(environment), f"the function reads {sorted(read)}, the template hands over {sorted(environment)}")
     settings = []
     for variable, parameter_cell, default_cell, accepted in ([code(row[0]), *row[1:4]] for row in rows):
         default = code(default_cell)
-        found = re.search(rf'"{variable}",\s*(?:None|Some\("([^"]*)"\))', source)
-        finder.expect(found and found[1] == default, f"default of {variable}: README {default!r}, src/settings.rs {found and found[1]!r}")
+        own = read.get(variable, {"default": None, "accepted": ""})
+        # An empty variable counts as absent, so an empty default is one that the table has no word for.
+        finder.expect((own["default"] or None) == default, f"default of {variable}: {REFERENCE} {default!r}, the function {own['default']!r}")
+        finder.expect((own["default"] is None) == (default_cell == "required"), f"{REFERENCE} says of {variable}: {default_cell}; the function's default is {own['default']!r}")
         if variable in OWN_RESOURCES:
             word, resource = OWN_RESOURCES[variable]
-            finder.expect(parameter_cell == word, f"README says that {variable} comes from {parameter_cell!r}, it is the stack's {word!r}")
+            finder.expect(parameter_cell == word, f"{REFERENCE} says that {variable} comes from {parameter_cell!r}, it is the stack's {word!r}")
             finder.expect(environment.get(variable) == {"Ref": resource}, f"{variable} is not the name of the stack's own {resource}")
             continue
         name = code(parameter_cell)
         settings.append(name)
-        if not finder.expect(name in parameters, f"README names the parameter {name} of {variable}, the template has none"):
+        if not finder.expect(name in parameters, f"{REFERENCE} names the parameter {name} of {variable}, the template has none"):
             continue
         parameter = parameters[name]
         found = environment.get(variable)
         finder.expect(found == UNLESS_GIVEN.get(variable, {"Ref": name}), f"{variable} is {found}, not the value of the parameter {name}")
-        expect_default(finder, "README", name, parameter, default)
-        check_accepted(finder, name, parameter, accepted)
+        expect_default(finder, REFERENCE, name, parameter, default)
+        check_accepted(finder, name, parameter, REFERENCE, accepted)
+        check_accepted(finder, name, parameter, "the function", own["accepted"])
     return settings
 
 
-def check_accepted(finder, name, parameter, accepted):
-    """What the README says is accepted is what the parameter accepts."""
-    quoted = re.findall(r"`([^`]*)`", accepted)
+def check_accepted(finder, name, parameter, who, accepted):
+    """What is said to be accepted is what the parameter accepts."""
     if "AllowedValues" in parameter:
         values = [str(value) for value in parameter["AllowedValues"]]
-        finder.expect([value for value in quoted if value in values] == values, f"{name} allows {values}, README says: {accepted}")
+        finder.expect(set(values) <= set(re.findall(r"[\w-]+", accepted)), f"{name} allows {values}, {who} says: {accepted}")
     elif parameter["Type"] == "Number":
-        span = re.search(r"(\d[\d,]*) to (\d[\d,]*)", accepted)
+        span = re.search(r"(\d[\d,]*)(?: \([^)]*\))? to (\d[\d,]*)", accepted)
         limits = tuple(int(limit.replace(",", "")) for limit in span.groups()) if span else None
         own = (parameter["MinValue"], parameter["MaxValue"])
-        finder.expect(limits == own, f"{name} allows {own[0]} to {own[1]}, README says: {accepted}")
+        finder.expect(limits == own, f"{name} allows {own[0]} to {own[1]}, {who} says: {accepted}")
     elif name in ("MaxConcurrency", "MaxErrors"):
-        for value in quoted:
-            finder.expect(re.fullmatch(parameter["AllowedPattern"], value), f"README says that {name} accepts {value!r}, the template refuses it")
+        for value in re.findall(r"\d+%?", accepted):
+            finder.expect(re.fullmatch(parameter["AllowedPattern"], value), f"{who} says that {name} accepts {value!r}, the template refuses it")
+
+
+def check_outcomes(finder, root):
+    """The table of outcomes holds every outcome, those that need attention last, and every code under its outcome; it calls critical what is."""
+    rows = table(finder, root, REFERENCE, "| outcome | what it means | what to do |")
+    named = [code(row[0]) for row in rows]
+    needs = {outcome["word"]: outcome["needsAttention"] for outcome in facts.read()["outcomes"]}
+    if not rows or not finder.expect(set(named) == set(needs), f"{REFERENCE} has the outcomes {sorted(map(str, set(named)))}, the function {sorted(needs)}"):
+        return
+    finder.expect([needs[name] for name in named] == sorted(needs[name] for name in named), f"{REFERENCE} mixes outcomes that need attention with those that do not")
+    told, critical = set(), set()
+    for name, row in zip(named, rows):
+        # In the first cell, or each before what it means: "20: a lifecycle event, 21: an update".
+        codes = {int(number) for number in re.findall(r"\d+", row[0]) + re.findall(r"\b(\d+): ", row[1])}
+        told |= {(name, number) for number in codes}
+        critical |= codes if "critical" in row[0] else set()
+    results = [result for result in facts.read()["results"] if result["code"]]
+    known = {(result["outcome"], result["code"]) for result in results}
+    finder.expect(told == known, f"{REFERENCE} has the codes {sorted(told - known)}, which the function has not, and not {sorted(known - told)}, which it has")
+    known = {result["code"] for result in results if result["severity"] == "critical"}
+    finder.expect(critical == known, f"{REFERENCE} calls the codes {sorted(critical)} critical, the function {sorted(known)}")
+
+
+def check_results(finder, root):
+    """document/README.md says about every result of the scripts what it means, and about no other."""
+    path = "document/README.md"
+    rows = table(finder, root, path, "| exit code | `result` | what it means | what to do |")
+    told = sorted((row[0], code(row[1])) for row in rows)
+    known = sorted((str(result["code"]), result["word"]) for result in facts.read()["results"])
+    finder.expect(not rows or told == known, f"{path} tells of the results {told}, the function knows {known}")
 
 
 def check_stack_parameters(finder, root, template, settings):

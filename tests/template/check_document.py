@@ -5,8 +5,8 @@
     tests/template/check_document.py --write    # copies the scripts of document/ into the template first
     tests/template/check_document.py --json     # prints the document as JSON, for `aws ssm create-document`
 
-Needs PyYAML. The check itself also needs botocore, whose model of CreateDocument it uses; both come with the SAM command line. Makes no call to AWS. Prints
-every disagreement, one a line, and ends with 1 if there is any.
+Needs PyYAML. The check itself also needs botocore, whose model of CreateDocument it uses, and Cargo, which runs the test that tells of the function (facts.py);
+the first two come with the SAM command line. Makes no call to AWS. Prints every disagreement, one a line, and ends with 1 if there is any.
 """
 
 import copy
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 
+import facts
 from template import ROOT, TEMPLATE, read
 
 RESOURCE = "RestartDocument"
@@ -129,10 +130,13 @@ def check_parameters(finder, parameters):
 
 def check_contract(finder):
     """The function sends these parameters, and the simulated Systems Manager takes them with these defaults."""
-    sent = re.findall(r'"([a-z]+[A-Z]\w*)"', (ROOT / "src/restart.rs").read_text().split("fn parameters(", 1)[1].split("\n    }\n", 1)[0])
-    finder.expect(set(sent) == set(PARAMETERS), f"src/restart.rs sends {sent}, the document has {list(PARAMETERS)}")
-    simulated = re.findall(r'\("(\w+)", (?:None|Some\("(\d+)"\))\)', (ROOT / "sim/src/ssm.rs").read_text().split("const PARAMETERS", 1)[1].split("];", 1)[0])
-    finder.expect({name: default or None for name, default in simulated} == PARAMETERS, f"sim/src/ssm.rs knows {simulated}, the document has {PARAMETERS}")
+    told = facts.read()
+    sent = {parameter["name"]: parameter["simDefault"] for parameter in told["parameters"]}
+    finder.expect(set(sent) == set(PARAMETERS), f"the function sends {list(sent)}, the document has {list(PARAMETERS)}")
+    simulated = told["simulatedParameters"]
+    finder.expect(set(simulated) == set(PARAMETERS), f"the simulated Systems Manager takes {simulated}, the document has {list(PARAMETERS)}")
+    for name in set(sent) & set(PARAMETERS):
+        finder.expect(sent[name] == PARAMETERS[name], f"the default of {name} is {sent[name]!r} in the simulated Systems Manager, the contract has {PARAMETERS[name]!r}")
 
 
 def check_step(finder, step, sources):

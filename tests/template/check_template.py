@@ -3,8 +3,8 @@
 
     tests/template/check_template.py [--template FILE]
 
-Needs the Python packages that come with the SAM command line (PyYAML, botocore, aws-sam-translator, cfn-lint). Makes no call to AWS. Prints every
-disagreement, one a line, and ends with 1 if there is any.
+Needs the Python packages that come with the SAM command line (PyYAML, botocore, aws-sam-translator, cfn-lint), and Cargo, which runs the test that tells of the
+function (facts.py). Makes no call to AWS. Prints every disagreement, one a line, and ends with 1 if there is any.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import wiring
 
 
 def check_agreement(finder, source, _translation):
-    """Settings, parameters, alarms, console and publication agree with README.md, docs/deploy.md, src/ and Cargo.toml."""
+    """Settings, outcomes, parameters, alarms, console and publication agree with the function, docs/, document/README.md and Cargo.toml."""
     agreement.check(finder, template.ROOT, source)
 
 
@@ -33,7 +33,7 @@ def check_function(finder, source, _translation):
 
 def check_wiring(finder, _source, translation):
     """In every stack that the template can become, callers may call, what fails is kept, alarms are about real metrics, and each property was decided about."""
-    wiring.check(finder, template.ROOT, translation)
+    wiring.check(finder, translation)
 
 
 def check_lint(finder, _source, translation):
