@@ -168,7 +168,7 @@ fn play(options: &Options) -> Result<(), String> {
     })
 }
 
-/// The event, the plan, the restarts, the outcomes, the message.
+/// The event, the plan, the restarts, the outcomes, the messages, the answer.
 async fn show(stage: &Stage) -> Result<(), String> {
     let mut screen = Screen::new();
     screen.event(stage);
@@ -187,7 +187,7 @@ async fn show(stage: &Stage) -> Result<(), String> {
         if !stage.is_dry_run() {
             screen.table(report);
         }
-        screen.message(stage, stage.is_dry_run());
+        screen.messages(stage, stage.is_dry_run());
     }
     screen.answer(&answer);
     Ok(())

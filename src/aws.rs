@@ -7,12 +7,14 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_config::{Region, SdkConfig};
+use aws_config::SdkConfig;
 use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_ssm::config::timeout::TimeoutConfig;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 
-use crate::pace::Pace;
+use crate::ids::Region;
+use crate::pace::Paced;
+use crate::problem::Code;
 use crate::text::plain;
 
 /// Connecting to an endpoint may take this long.
@@ -33,26 +35,22 @@ const MAX_MESSAGE: usize = 400;
 #[derive(Debug)]
 pub struct Clients {
     config: SdkConfig,
-    regions: Mutex<BTreeMap<String, RegionClients>>,
+    regions: Mutex<BTreeMap<Region, RegionClients>>,
 }
 
 /// The clients of one region. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct RegionClients {
-    /// The region's name, as in `eu-west-1`.
-    pub region: String,
     /// CodePipeline.
     pub codepipeline: aws_sdk_codepipeline::Client,
     /// CodeDeploy.
     pub codedeploy: aws_sdk_codedeploy::Client,
     /// Auto Scaling.
     pub autoscaling: aws_sdk_autoscaling::Client,
-    /// Systems Manager. Take a turn of its [`pace`](Self::ssm_pace) before each call.
-    pub ssm: aws_sdk_ssm::Client,
+    /// Systems Manager, whose calls take turns.
+    pub ssm: Paced<aws_sdk_ssm::Client>,
     /// SNS.
     pub sns: aws_sdk_sns::Client,
-    /// The pace of Systems Manager's calls.
-    pub ssm_pace: Pace,
 }
 
 impl Clients {
@@ -80,24 +78,24 @@ impl Clients {
     }
 
     /// The region that the configuration names (Lambda's `AWS_REGION`).
-    pub fn home_region(&self) -> Option<&str> {
-        self.config.region().map(AsRef::as_ref)
+    pub fn home_region(&self) -> Option<Region> {
+        Region::read(self.config.region()?.as_ref())
     }
 
     /// The clients of a region.
-    pub fn in_region(&self, region: &str) -> RegionClients {
+    pub fn in_region(&self, region: &Region) -> RegionClients {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         regions
-            .entry(region.to_owned())
+            .entry(region.clone())
             .or_insert_with(|| self.build(region))
             .clone()
     }
 
-    fn build(&self, region: &str) -> RegionClients {
+    fn build(&self, region: &Region) -> RegionClients {
         let config = self
             .config
             .to_builder()
-            .region(Region::new(region.to_owned()))
+            .region(aws_config::Region::new(region.to_string()))
             .build();
         macro_rules! client {
             ($sdk:ident) => {
@@ -110,13 +108,11 @@ impl Clients {
         }
 
         RegionClients {
-            region: region.to_owned(),
             codepipeline: client!(aws_sdk_codepipeline),
             codedeploy: client!(aws_sdk_codedeploy),
             autoscaling: client!(aws_sdk_autoscaling),
-            ssm: client!(aws_sdk_ssm),
+            ssm: Paced::new(client!(aws_sdk_ssm)),
             sns: client!(aws_sdk_sns),
-            ssm_pace: Pace::new(),
         }
     }
 }
@@ -132,14 +128,14 @@ fn without_budget() -> RetryPartition {
 
 /// A call that got no usable answer after all its retries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{operation} ({resource}): {code}: {message}")]
+#[error("{operation} ({resource}): {}: {message}", code.word())]
 pub struct CallError {
     /// The operation as in an IAM policy: `ssm:SendCommand`.
     pub operation: &'static str,
     /// What was asked for, for people: a name or an id.
     pub resource: String,
-    /// AWS's error code, or one of `Timeout`, `NoConnection`, `UnreadableAnswer`, `InvalidRequest`.
-    pub code: String,
+    /// What is wrong.
+    pub code: Code,
     /// AWS's message, or the innermost cause.
     pub message: String,
 }
@@ -157,22 +153,22 @@ impl CallError {
     {
         let (code, message) = match error {
             SdkError::ServiceError(service) => (
-                service.err().code().unwrap_or("UnknownError").to_owned(),
+                Code::Aws(service.err().code().unwrap_or("UnknownError").to_owned()),
                 service
                     .err()
                     .message()
                     .map_or_else(|| innermost(service.err()), str::to_owned),
             ),
-            SdkError::TimeoutError(_) => ("Timeout".to_owned(), "no answer in time".to_owned()),
+            SdkError::TimeoutError(_) => (Code::Timeout, "no answer in time".to_owned()),
             SdkError::DispatchFailure(failure) => (
-                "NoConnection".to_owned(),
+                Code::NoConnection,
                 failure.as_connector_error().map_or_else(
                     || "the endpoint was not reached".to_owned(),
                     |e| innermost(e),
                 ),
             ),
-            SdkError::ResponseError(_) => ("UnreadableAnswer".to_owned(), chain(error)),
-            _ => ("InvalidRequest".to_owned(), chain(error)),
+            SdkError::ResponseError(_) => (Code::UnreadableAnswer, chain(error)),
+            _ => (Code::InvalidRequest, chain(error)),
         };
         Self {
             operation,
@@ -187,7 +183,7 @@ impl CallError {
         Self {
             operation,
             resource: resource.into(),
-            code: "UnreadableAnswer".to_owned(),
+            code: Code::UnreadableAnswer,
             message: format!("the answer holds no {lacks}"),
         }
     }
@@ -197,62 +193,8 @@ impl CallError {
         Self {
             operation,
             resource: resource.into(),
-            code: "Timeout".to_owned(),
+            code: Code::Timeout,
             message: "no answer within this step's time limit".to_owned(),
-        }
-    }
-
-    /// Whether AWS may have carried the call out although we saw no answer.
-    pub fn may_have_arrived(&self) -> bool {
-        matches!(
-            self.code.as_str(),
-            "Timeout" | "NoConnection" | "UnreadableAnswer"
-        )
-    }
-
-    /// Whether the function's role may not do it.
-    pub fn is_denied(&self) -> bool {
-        matches!(
-            self.code.as_str(),
-            "AccessDenied"
-                | "AccessDeniedException"
-                | "UnauthorizedOperation"
-                | "AuthorizationError"
-        )
-    }
-
-    /// What a person should do about it.
-    pub fn remedy(&self) -> String {
-        let Self {
-            operation,
-            resource,
-            ..
-        } = self;
-        match self.code.as_str() {
-            _ if self.is_denied() && *operation == "ssm:SendCommand" => {
-                format!(
-                    "allow {operation} in the function's role, on the document {resource} and on the instances \
-                     (if only with a tag: these lack it)"
-                )
-            }
-            _ if self.is_denied() => {
-                format!("allow {operation} in the function's role, for {resource}")
-            }
-            "InvalidDocument" | "InvalidDocumentVersion" => {
-                format!("create the restart document in that region under the name {resource}")
-            }
-            "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredTokenException" => {
-                "check the function's credentials and that the region is enabled".to_owned()
-            }
-            code if code.contains("Throttl") || code == "RequestLimitExceeded" => {
-                format!("the account's rate limit of {operation} is used up: repeat by hand later")
-            }
-            code if code.ends_with("DoesNotExistException")
-                || code.ends_with("NotFoundException") =>
-            {
-                format!("{resource} is not there: check the name, unless it was deleted on purpose")
-            }
-            _ => "repeat by hand; if it fails again, see the function's log".to_owned(),
         }
     }
 }
@@ -313,7 +255,7 @@ where
     Err(CallError {
         operation,
         resource: format!("page {MAX_PAGES}"),
-        code: "TooManyPages".to_owned(),
+        code: Code::TooManyPages,
         message: format!("AWS still gives a next page after {MAX_PAGES}"),
     })
 }

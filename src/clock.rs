@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 /// What is kept back before Lambda's deadline for the report and for publishing it, retries included.
-const RESERVE: Duration = Duration::from_secs(45);
+pub const RESERVE: Duration = Duration::from_secs(45);
 
 /// `Publish` is given up this long before the deadline, so that the invocation ends in an error that
 /// Lambda retries and not in a timeout that nobody can read.

@@ -1,53 +1,28 @@
-//! From an order to the deployment groups it concerns: which deployments, of which groups, since when an
-//! agent counts as fresh, and whether another deployment of the group is still running.
+//! From an order to the deployment groups it concerns: which deployments, of which groups, to which targets, and
+//! since when an agent counts as fresh.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_codedeploy::types::{
     ComputePlatform, DeploymentCreator, DeploymentInfo, DeploymentStatus, DeploymentType,
-};
-use aws_sdk_codepipeline::types::{
-    ActionExecutionDetail, ActionExecutionFilter, ActionExecutionStatus, ActionOwner,
+    TargetFilterName,
 };
 use futures_util::future::{join_all, try_join_all};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::aws::{CallError, Clients, RegionClients, first_pages, pages};
-use crate::clock::{Clock, Timestamp};
-use crate::outcome::Problem;
-use crate::settings::is_region;
+use crate::clock::Timestamp;
+use crate::decision::Target;
+use crate::ids::{GroupName, Name};
+use crate::pipeline::{self, Actions};
+use crate::problem::{Code, Problem, Problems, Step};
 use crate::trigger::{Home, Order, Subject};
 
-/// CodePipeline's list may lag behind its event: it is asked again this often …
-const LIST_LAG_PAUSE: Duration = Duration::from_secs(5);
-/// … for this long.
-const LIST_LAG_LIMIT: Duration = Duration::from_secs(30);
-/// Action executions on one page (`API_ListActionExecutions`).
-const ACTIONS_PAGE: i32 = 100;
-/// Other deployments of the group are asked for this often …
-const QUIET_PAUSE: Duration = Duration::from_secs(10);
-/// … and waited for this long.
-const QUIET_LIMIT: Duration = Duration::from_secs(120);
-/// A single look for other deployments may take this long, retries included.
-const ONLY_LOOK: Duration = Duration::from_secs(30);
-/// Deployment ids in one `BatchGetDeployments` (`API_BatchGetDeployments`).
+/// Deployment ids in one `BatchGetDeployments`
+/// (<https://docs.aws.amazon.com/codedeploy/latest/APIReference/API_BatchGetDeployments.html>).
 const DEPLOYMENTS_BATCH: usize = 25;
 /// Of the successful deployments that `ListDeployments` gives, so many are looked at to find the last one.
 const RECENT_DEPLOYMENTS: usize = 100;
-
-/// A deployment group, wherever it lives.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GroupName {
-    /// The account, twelve digits.
-    pub account: String,
-    /// The region.
-    pub region: String,
-    /// The CodeDeploy application.
-    pub application: String,
-    /// The deployment group.
-    pub deployment_group: String,
-}
 
 /// A deployment group whose agents are to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +38,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// Whom its deployments went to.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.deployments.iter().flat_map(|d| &d.targets)
+    }
+
     /// The group when its instances cannot be found out.
     pub fn unresolved(self, problem: Problem) -> Unresolved {
         Unresolved {
@@ -72,19 +52,26 @@ impl Group {
             problem,
         }
     }
+
+    fn shares_instances_with(&self, other: &Self) -> bool {
+        let theirs: BTreeSet<&Target> = other.targets().collect();
+        self.name.region == other.name.region && self.targets().any(|t| theirs.contains(t))
+    }
 }
 
 /// A deployment to instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployment {
     /// Its id.
-    pub id: String,
+    pub id: Name,
     /// Blue/green: only its green targets are the group's.
     pub blue_green: bool,
     /// Made by CodeDeploy for instances that a deployment missed: it concerns its own targets only.
     pub auto_update: bool,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+    /// Whom it went to.
+    pub targets: BTreeSet<Target>,
 }
 
 /// A deployment group that is concerned but could not be resolved.
@@ -93,7 +80,7 @@ pub struct Unresolved {
     /// Its name.
     pub name: GroupName,
     /// The deployments as far as they are known.
-    pub deployment_ids: Vec<String>,
+    pub deployment_ids: Vec<Name>,
     /// Since when an agent counts as fresh, as far as it is known.
     pub triggered_at: Option<Timestamp>,
     /// Why.
@@ -105,298 +92,109 @@ pub struct Unresolved {
 pub enum Found {
     /// Nothing of ours, and why.
     Nothing(String),
-    /// These deployment groups, and what kept others from being found.
+    /// These deployment groups.
     Groups {
         /// The groups, by name.
-        groups: Vec<Result<Group, Unresolved>>,
-        /// A problem that belongs to no group.
-        problem: Option<Problem>,
+        groups: Vec<Group>,
+        /// Those that could not be resolved.
+        unresolved: Vec<Unresolved>,
+        /// What belongs to no group.
+        problems: Problems,
     },
 }
 
-/// Finds the deployment groups that an order concerns. Never fails: what AWS refuses becomes a problem.
-/// What has no answer by then is a problem of its own, so that one region that hangs does not stop the rest.
+/// Finds the deployment groups that an order concerns. Never fails: what AWS refuses becomes a problem. What has
+/// no answer by then is a problem of its own, so that one region that hangs does not stop the rest.
 pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) -> Found {
-    if order.account != home.account {
-        return Found::Groups {
-            groups: Vec::new(),
-            problem: Some(other_account("the event", &order.account, home)),
-        };
-    }
-    let group_in_order = |application: &str, deployment_group: &str| GroupName {
-        account: order.account.clone(),
-        region: order.region.clone(),
-        application: application.to_owned(),
-        deployment_group: deployment_group.to_owned(),
+    let only = |problem: Problem| Found::Groups {
+        groups: Vec::new(),
+        unresolved: Vec::new(),
+        problems: problem.into(),
     };
-    let (wanted, problem) = match &order.subject {
+    if order.account != home.account {
+        return only(pipeline::other_account("the event", &order.account, home));
+    }
+    let (wanted, problems) = match &order.subject {
         Subject::Pipeline {
             pipeline,
             execution_id,
-        } => match timeout_at(
-            by,
-            of_pipeline(clients, order, home, pipeline, execution_id),
-        )
-        .await
-        .unwrap_or_else(|_| Err(Problem::out_of_time("deployments")))
-        {
-            Ok(Actions::None(reason)) => return Found::Nothing(reason),
-            Ok(Actions::Some { wanted, problem }) => (wanted, problem),
-            Err(problem) => (BTreeMap::new(), Some(problem)),
-        },
+        } => {
+            let client = clients.in_region(&order.region);
+            let actions = pipeline::actions(&client, order, home, pipeline, execution_id);
+            match timeout_at(by, actions).await {
+                Ok(Ok(Actions::None(reason))) => return Found::Nothing(reason),
+                Ok(Ok(Actions::Some { wanted, problems })) => (wanted, problems),
+                Ok(Err(problem)) => return only(problem),
+                Err(_) => return only(Problem::out_of_time(Step::Deployments)),
+            }
+        }
         Subject::Deployment {
             application,
             deployment_group,
             deployment_id,
         } => (
-            BTreeMap::from([(
-                group_in_order(application, deployment_group),
-                vec![deployment_id.clone()],
-            )]),
-            None,
+            of_group(order, application, deployment_group, Some(deployment_id)),
+            Problems::default(),
         ),
         Subject::Request {
             application,
             deployment_group,
             deployment_id,
         } => (
-            BTreeMap::from([(
-                group_in_order(application, deployment_group),
-                deployment_id.iter().cloned().collect(),
-            )]),
-            None,
+            of_group(order, application, deployment_group, deployment_id.as_ref()),
+            Problems::default(),
         ),
     };
-    let resolved = join_all(
-        wanted
-            .into_iter()
-            .map(|(name, ids)| resolve(clients, order, name, ids, by)),
-    )
-    .await;
-
-    let mut groups = Vec::new();
-    let mut reasons = Vec::new();
-    for one in resolved {
+    let resolved = wanted
+        .into_iter()
+        .map(|(name, ids)| resolve(clients, order, name, ids, by));
+    let (mut groups, mut unresolved, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    for one in join_all(resolved).await {
         match one {
-            Resolved::Ours(group) => groups.push(Ok(group)),
-            Resolved::Unresolved(unresolved) => groups.push(Err(unresolved)),
+            Resolved::Ours(group) => groups.push(group),
+            Resolved::Unresolved(group) => unresolved.push(group),
             Resolved::NotOurs(reason) => reasons.push(reason),
         }
     }
-    if groups.is_empty() && problem.is_none() {
+    if groups.is_empty() && unresolved.is_empty() && problems.is_empty() {
         return Found::Nothing(reasons.join("; "));
     }
-    Found::Groups { groups, problem }
+    Found::Groups {
+        groups,
+        unresolved,
+        problems,
+    }
 }
 
-fn other_account(what: &str, account: &str, home: &Home) -> Problem {
-    Problem::new(
-        "deployments",
-        "OtherAccount",
-        format!(
-            "{what} belongs to account {account}, this function to {}; no call was made",
-            home.account
-        ),
-        format!("deploy this function in account {account} too"),
-    )
+/// The groups in rows: those that share instances stand in one row, to be treated one after the other.
+pub fn rows(groups: Vec<Group>) -> Vec<Vec<Group>> {
+    let mut rows: Vec<Vec<Group>> = Vec::new();
+    for group in groups {
+        let (sharing, others): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| row.iter().any(|other| other.shares_instances_with(&group)));
+        rows = others;
+        let mut row = sharing.concat();
+        row.push(group);
+        row.sort_by(|one, other| one.name.cmp(&other.name));
+        rows.push(row);
+    }
+    rows
 }
 
-/// What a pipeline's execution deployed.
-enum Actions {
-    /// Nothing of ours, and why.
-    None(String),
-    /// Deployment ids by group, and what could not be read.
-    Some {
-        wanted: BTreeMap<GroupName, Vec<String>>,
-        problem: Option<Problem>,
-    },
-}
-
-async fn of_pipeline(
-    clients: &Clients,
+fn of_group(
     order: &Order,
-    home: &Home,
-    pipeline: &str,
-    execution_id: &str,
-) -> Result<Actions, Problem> {
-    let client = clients.in_region(&order.region);
-    let give_up = Instant::now() + LIST_LAG_LIMIT;
-    let rows = loop {
-        let rows = list_actions(&client, pipeline, execution_id)
-            .await
-            .map_err(|error| Problem::of_call("deployments", &error))?;
-        let newest = newest_per_action(rows.iter().filter(|row| is_codedeploy(row)));
-        // A status that is newer than this function is no end either.
-        let settled = newest.values().all(|row| {
-            matches!(
-                row.status(),
-                Some(
-                    ActionExecutionStatus::Succeeded
-                        | ActionExecutionStatus::Failed
-                        | ActionExecutionStatus::Abandoned
-                )
-            )
-        });
-        if !rows.is_empty() && settled {
-            break newest.into_values().cloned().collect::<Vec<_>>();
-        }
-        if Instant::now() >= give_up {
-            return Err(Problem::new(
-                "deployments",
-                "ActionsNotListed",
-                format!(
-                    "CodePipeline still lists {} for execution {execution_id} of pipeline {pipeline} \
-                     {} s after its success event",
-                    if rows.is_empty() {
-                        "no action"
-                    } else {
-                        "a CodeDeploy action that has not ended"
-                    },
-                    LIST_LAG_LIMIT.as_secs(),
-                ),
-                "repeat by hand with the application and the deployment group",
-            ));
-        }
-        tracing::info!(
-            execution.id = %execution_id,
-            "the list of execution {execution_id} lags behind its event: asking again"
-        );
-        sleep(LIST_LAG_PAUSE).await;
+    application: &Name,
+    deployment_group: &Name,
+    deployment_id: Option<&Name>,
+) -> BTreeMap<GroupName, Vec<Name>> {
+    let name = GroupName {
+        account: order.account.clone(),
+        region: order.region.clone(),
+        application: application.clone(),
+        deployment_group: deployment_group.clone(),
     };
-    let succeeded: Vec<&ActionExecutionDetail> = rows
-        .iter()
-        .filter(|row| row.status() == Some(&ActionExecutionStatus::Succeeded))
-        .collect();
-    if succeeded.is_empty() {
-        return Ok(Actions::None(format!(
-            "no CodeDeploy action succeeded in execution {execution_id} of pipeline {pipeline}"
-        )));
-    }
-
-    let mut wanted: BTreeMap<GroupName, Vec<String>> = BTreeMap::new();
-    let mut problem: Option<Problem> = None;
-    for row in succeeded {
-        match read_action(row, order, home) {
-            Ok((name, id)) => wanted.entry(name).or_default().push(id),
-            Err(found) => problem = Some(found.and(problem)),
-        }
-    }
-    Ok(Actions::Some { wanted, problem })
-}
-
-async fn list_actions(
-    client: &RegionClients,
-    pipeline: &str,
-    execution_id: &str,
-) -> Result<Vec<ActionExecutionDetail>, CallError> {
-    const OPERATION: &str = "codepipeline:ListActionExecutions";
-    pages(OPERATION, |token| async move {
-        let page = client
-            .codepipeline
-            .list_action_executions()
-            .pipeline_name(pipeline)
-            .filter(
-                ActionExecutionFilter::builder()
-                    .pipeline_execution_id(execution_id)
-                    .build(),
-            )
-            .max_results(ACTIONS_PAGE)
-            .set_next_token(token)
-            .send()
-            .await
-            .map_err(|error| CallError::new(OPERATION, format!("pipeline {pipeline}"), &error))?;
-        Ok((
-            page.action_execution_details.unwrap_or_default(),
-            page.next_token,
-        ))
-    })
-    .await
-}
-
-/// Whether the row is a CodeDeploy action to instances; deployments to ECS have a provider of their own.
-fn is_codedeploy(row: &ActionExecutionDetail) -> bool {
-    let kind = row.input().and_then(|input| input.action_type_id());
-    kind.is_some_and(|kind| {
-        *kind.owner() == ActionOwner::Aws
-            && kind.category().as_str() == "Deploy"
-            && kind.provider() == "CodeDeploy"
-    })
-}
-
-/// A retried stage has several rows for one action: the last one counts.
-fn newest_per_action<'a>(
-    rows: impl Iterator<Item = &'a ActionExecutionDetail>,
-) -> BTreeMap<(&'a str, &'a str), &'a ActionExecutionDetail> {
-    let mut newest: BTreeMap<_, &ActionExecutionDetail> = BTreeMap::new();
-    for row in rows {
-        let key = (
-            row.stage_name().unwrap_or_default(),
-            row.action_name().unwrap_or_default(),
-        );
-        let time = |row: &ActionExecutionDetail| row.last_update_time().copied();
-        let slot = newest.entry(key).or_insert(row);
-        if time(row) > time(slot) {
-            *slot = row;
-        }
-    }
-    newest
-}
-
-/// The group and the deployment of a succeeded action.
-fn read_action(
-    row: &ActionExecutionDetail,
-    order: &Order,
-    home: &Home,
-) -> Result<(GroupName, String), Problem> {
-    let action = format!(
-        "action {}/{}",
-        row.stage_name().unwrap_or_default(),
-        row.action_name().unwrap_or_default()
-    );
-    let lacks = |what: &str| {
-        Problem::new(
-            "deployments",
-            "IncompleteAction",
-            format!("{action} succeeded, but CodePipeline shows no {what} for it"),
-            "repeat by hand with the application and the deployment group",
-        )
-    };
-    let input = row.input().ok_or_else(|| lacks("input"))?;
-    let account = match input.role_arn() {
-        None => home.account.clone(),
-        Some(role) => role.split(':').nth(4).unwrap_or_default().to_owned(),
-    };
-    if account != home.account {
-        return Err(other_account(&action, &account, home));
-    }
-    let configured = |key: &str| {
-        input
-            .resolved_configuration()
-            .and_then(|configuration| configuration.get(key))
-            .filter(|value| !value.is_empty())
-            .cloned()
-            .ok_or_else(|| lacks(key))
-    };
-    let id = row
-        .output()
-        .and_then(|output| output.execution_result())
-        .and_then(|result| result.external_execution_id())
-        .filter(|id| !id.is_empty())
-        .ok_or_else(|| lacks("deployment id"))?;
-    let region = match input.region() {
-        None => order.region.clone(),
-        Some(region) if is_region(region) => region.to_owned(),
-        Some(_) => return Err(lacks("usable region")),
-    };
-    Ok((
-        GroupName {
-            account,
-            region,
-            application: configured("ApplicationName")?,
-            deployment_group: configured("DeploymentGroupName")?,
-        },
-        id.to_owned(),
-    ))
+    BTreeMap::from([(name, deployment_id.into_iter().cloned().collect())])
 }
 
 /// What a wanted group turned out to be.
@@ -406,80 +204,91 @@ enum Resolved {
     NotOurs(String),
 }
 
-/// Reads the group's deployments. Without ids, the last successful one is meant.
+/// Reads the group's deployments and their targets. Without ids, the last successful one is meant.
 async fn resolve(
     clients: &Clients,
     order: &Order,
     name: GroupName,
-    mut ids: Vec<String>,
+    mut ids: Vec<Name>,
     by: Instant,
 ) -> Resolved {
     ids.sort();
     ids.dedup();
     let client = clients.in_region(&name.region);
-    let get = async {
+    let infos = async {
         if ids.is_empty() {
             return last_successful(&client, &name).await;
         }
         try_join_all(ids.iter().map(|id| get_deployment(&client, id)))
             .await
-            .map_err(|error| Problem::of_call("deployments", &error))
+            .map_err(|error| Problem::of_call(Step::Deployments, &error))
     };
-    let deployments = timeout_at(by, get)
+    let infos = timeout_at(by, infos)
         .await
-        .unwrap_or_else(|_| Err(Problem::out_of_time("deployments")));
-    match deployments.and_then(|infos| read_group(order, &name, infos)) {
-        Ok(Ok(group)) => Resolved::Ours(group),
-        Ok(Err(reason)) => Resolved::NotOurs(reason),
-        Err(problem) => Resolved::Unresolved(Unresolved {
-            name,
-            deployment_ids: ids,
-            triggered_at: None,
-            problem,
-        }),
+        .unwrap_or_else(|_| Err(Problem::out_of_time(Step::Deployments)));
+    let mut group = match infos.and_then(|infos| read_group(order, &name, &infos)) {
+        Ok(Ok(group)) => group,
+        Ok(Err(reason)) => return Resolved::NotOurs(reason),
+        Err(problem) => {
+            return Resolved::Unresolved(Unresolved {
+                name,
+                deployment_ids: ids,
+                triggered_at: None,
+                problem,
+            });
+        }
+    };
+    let targets = group.deployments.iter_mut().map(async |deployment| {
+        deployment.targets = list_targets(&client, deployment).await?;
+        Ok(())
+    });
+    let listed = timeout_at(by, try_join_all(targets)).await;
+    match listed {
+        Ok(Ok(_)) => Resolved::Ours(group),
+        Ok(Err(error)) => {
+            Resolved::Unresolved(group.unresolved(Problem::of_call(Step::Deployments, &error)))
+        }
+        Err(_) => Resolved::Unresolved(group.unresolved(Problem::out_of_time(Step::Deployments))),
     }
 }
 
-async fn get_deployment(client: &RegionClients, id: &str) -> Result<DeploymentInfo, CallError> {
+async fn get_deployment(client: &RegionClients, id: &Name) -> Result<DeploymentInfo, CallError> {
     const OPERATION: &str = "codedeploy:GetDeployment";
     client
         .codedeploy
         .get_deployment()
-        .deployment_id(id)
+        .deployment_id(id.as_str())
         .send()
         .await
         .map_err(|error| CallError::new(OPERATION, format!("deployment {id}"), &error))?
         .deployment_info
-        .ok_or_else(|| CallError::incomplete(OPERATION, id, "deploymentInfo"))
+        .ok_or_else(|| CallError::incomplete(OPERATION, id.as_str(), "deploymentInfo"))
 }
 
-/// The group, or why it is none of ours.
+/// The group, its targets not listed yet; or why it is none of ours.
 fn read_group(
     order: &Order,
     name: &GroupName,
-    infos: Vec<DeploymentInfo>,
+    infos: &[DeploymentInfo],
 ) -> Result<Result<Group, String>, Problem> {
     let mut deployments = Vec::new();
     let mut reasons = Vec::new();
-    for info in &infos {
+    for info in infos {
         let id = info.deployment_id().unwrap_or_default();
         if !belongs_to(info, name) {
             return Err(Problem::new(
-                "deployments",
-                "ForeignDeployment",
+                Step::Deployments,
+                Code::ForeignDeployment,
                 format!(
-                    "deployment {id} belongs to {}/{}, not to {}/{}",
+                    "deployment {id} belongs to {}/{}, not to {name}",
                     info.application_name().unwrap_or("?"),
                     info.deployment_group_name().unwrap_or("?"),
-                    name.application,
-                    name.deployment_group
                 ),
-                "repeat by hand with the deployment's own application and deployment group",
             ));
         }
         match not_ours(info) {
             Some(reason) => reasons.push(reason),
-            None => deployments.push(read_deployment(info)),
+            None => deployments.push(read_deployment(info)?),
         }
     }
     if deployments.is_empty() {
@@ -500,18 +309,23 @@ fn read_group(
 }
 
 fn belongs_to(info: &DeploymentInfo, name: &GroupName) -> bool {
-    info.application_name() == Some(&name.application)
-        && info.deployment_group_name() == Some(&name.deployment_group)
+    info.application_name() == Some(name.application.as_str())
+        && info.deployment_group_name() == Some(name.deployment_group.as_str())
 }
 
-fn read_deployment(info: &DeploymentInfo) -> Deployment {
+fn read_deployment(info: &DeploymentInfo) -> Result<Deployment, Problem> {
     let style = info.deployment_style().and_then(|s| s.deployment_type());
-    Deployment {
-        id: info.deployment_id().unwrap_or_default().to_owned(),
+    let id = info.deployment_id().and_then(Name::read).ok_or_else(|| {
+        let error = CallError::incomplete("codedeploy:GetDeployment", "deployment", "deploymentId");
+        Problem::of_call(Step::Deployments, &error)
+    })?;
+    Ok(Deployment {
+        id,
         blue_green: style == Some(&DeploymentType::BlueGreen),
         auto_update: info.creator() == Some(&DeploymentCreator::CodeDeployAutoUpdate),
         completed_at: info.complete_time().map(Timestamp::rounded_up),
-    }
+        targets: BTreeSet::new(),
+    })
 }
 
 /// Why a deployment is none of ours, if it is not.
@@ -532,7 +346,7 @@ fn not_ours(info: &DeploymentInfo) -> Option<String> {
 }
 
 /// Whether Auto Scaling made the deployment, for an instance that it launches or terminates.
-fn by_auto_scaling(info: &DeploymentInfo) -> bool {
+pub fn by_auto_scaling(info: &DeploymentInfo) -> bool {
     let creator = info.creator().map_or("", DeploymentCreator::as_str);
     // The SDK's enum may be older than the creator.
     matches!(creator, "autoscaling" | "autoscalingTermination")
@@ -543,7 +357,7 @@ async fn last_successful(
     client: &RegionClients,
     name: &GroupName,
 ) -> Result<Vec<DeploymentInfo>, Problem> {
-    let call = |error: CallError| Problem::of_call("deployments", &error);
+    let call = |error: CallError| Problem::of_call(Step::Deployments, &error);
     let succeeded = [DeploymentStatus::Succeeded];
     let mut ids = list_deployments(client, name, &succeeded, RECENT_DEPLOYMENTS)
         .await
@@ -560,18 +374,18 @@ async fn last_successful(
     match last {
         Some(info) => Ok(vec![info]),
         None => Err(Problem::new(
-            "deployments",
-            "NoDeployment",
-            format!(
-                "{}/{} has no successful deployment among its last {RECENT_DEPLOYMENTS}",
-                name.application, name.deployment_group
-            ),
-            "give a deploymentId",
+            Step::Deployments,
+            Code::NoDeployment,
+            format!("{name} has no successful deployment among its last {RECENT_DEPLOYMENTS}"),
         )),
     }
 }
 
-async fn list_deployments(
+/// The ids of the group's deployments in these states, until there are `enough`.
+///
+/// # Errors
+/// When the call fails for good.
+pub async fn list_deployments(
     client: &RegionClients,
     name: &GroupName,
     statuses: &[DeploymentStatus],
@@ -582,27 +396,25 @@ async fn list_deployments(
         let page = client
             .codedeploy
             .list_deployments()
-            .application_name(&name.application)
-            .deployment_group_name(&name.deployment_group)
+            .application_name(name.application.as_str())
+            .deployment_group_name(name.deployment_group.as_str())
             .set_include_only_statuses(Some(statuses.to_vec()))
             .set_next_token(token)
             .send()
             .await
-            .map_err(|error| CallError::new(OPERATION, group_resource(name), &error))?;
+            .map_err(|error| {
+                CallError::new(OPERATION, format!("deployment group {name}"), &error)
+            })?;
         Ok((page.deployments.unwrap_or_default(), page.next_token))
     })
     .await
 }
 
-/// How a group is called in a failed call.
-pub fn group_resource(name: &GroupName) -> String {
-    format!(
-        "deployment group {}/{}",
-        name.application, name.deployment_group
-    )
-}
-
-async fn get_deployments(
+/// These deployments of the group, as far as CodeDeploy describes them.
+///
+/// # Errors
+/// When the call fails for good.
+pub async fn get_deployments(
     client: &RegionClients,
     name: &GroupName,
     ids: &[String],
@@ -616,112 +428,83 @@ async fn get_deployments(
             .send()
             .await
             .map(|answer| answer.deployments_info.unwrap_or_default())
-            .map_err(|error| CallError::new(OPERATION, group_resource(name), &error))
+            .map_err(|error| CallError::new(OPERATION, format!("deployment group {name}"), &error))
     });
     Ok(try_join_all(batches).await?.into_iter().flatten().collect())
 }
 
-/// Waits until no other deployment of the group runs: their lifecycle events must not meet a restart.
-/// Gives the id of one that still runs at the limit. With `patient` false it asks once.
-///
-/// # Errors
-/// When CodeDeploy does not tell.
-pub async fn quiet(
-    clients: &Clients,
-    group: &Group,
-    clock: &Clock,
-    patient: bool,
-) -> Result<Option<String>, Problem> {
-    let client = clients.in_region(&group.name.region);
-    // A call that does not end must not outlast this step by much.
-    let (patience, last_look) = match patient {
-        true => (QUIET_LIMIT, QUIET_PAUSE),
-        false => (Duration::ZERO, ONLY_LOOK),
-    };
-    let give_up = (Instant::now() + patience).min(clock.until());
-    loop {
-        let by = (give_up + last_look).min(clock.until());
-        let running = timeout_at(by, running_deployment(&client, group))
-            .await
-            .unwrap_or_else(|_| {
-                let resource = group_resource(&group.name);
-                Err(CallError::out_of_time(
-                    "codedeploy:ListDeployments",
-                    resource,
-                ))
-            })
-            .map_err(|error| Problem::of_call("quiet", &error))?;
-        let Some(id) = running else {
-            return Ok(None);
-        };
-        let now = Instant::now();
-        if now >= give_up {
-            return Ok(Some(id));
-        }
-        tracing::info!(
-            deployment.id = %id,
-            "waiting for deployment {id} of {}/{}",
-            group.name.application,
-            group.name.deployment_group
-        );
-        sleep_until((now + QUIET_PAUSE).min(give_up)).await;
-    }
-}
-
-async fn running_deployment(
+/// Whom a deployment went to. For blue/green only the green ones: CodeDeploy refuses the label for a deployment in
+/// place.
+async fn list_targets(
     client: &RegionClients,
-    group: &Group,
-) -> Result<Option<String>, CallError> {
-    let statuses = [
-        DeploymentStatus::Created,
-        DeploymentStatus::Queued,
-        DeploymentStatus::InProgress,
-        DeploymentStatus::Baking,
-        DeploymentStatus::Ready,
-    ];
-    let ids = list_deployments(client, &group.name, &statuses, usize::MAX).await?;
-    if ids.is_empty() {
-        return Ok(None);
-    }
-    let infos = get_deployments(client, &group.name, &ids).await?;
-    // One that is listed but not described counts: nobody says that it is Auto Scaling's.
-    let not_counted: Vec<&str> = infos
-        .iter()
-        .filter(|info| by_auto_scaling(info))
-        .filter_map(|info| info.deployment_id())
-        .collect();
-    Ok(ids
-        .into_iter()
-        .filter(|id| !not_counted.contains(&id.as_str()))
-        .min())
+    deployment: &Deployment,
+) -> Result<BTreeSet<Target>, CallError> {
+    const OPERATION: &str = "codedeploy:ListDeploymentTargets";
+    let ids = pages(OPERATION, |token| async move {
+        let mut call = client
+            .codedeploy
+            .list_deployment_targets()
+            .deployment_id(deployment.id.as_str())
+            .set_next_token(token);
+        if deployment.blue_green {
+            call = call.target_filters(
+                TargetFilterName::ServerInstanceLabel,
+                vec!["Green".to_owned()],
+            );
+        }
+        let page = call.send().await.map_err(|error| {
+            CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
+        })?;
+        Ok((page.target_ids.unwrap_or_default(), page.next_token))
+    })
+    .await?;
+    Ok(ids.iter().map(|id| Target::read(id)).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_codepipeline::primitives::DateTime;
-
     use super::*;
+    use crate::ids::{AccountId, Region};
+
+    fn group(name: &str, region: &str, targets: &[&str]) -> Group {
+        let text = |text| Name::read(text).unwrap();
+        Group {
+            name: GroupName {
+                account: AccountId::read("123456789012").unwrap(),
+                region: Region::read(region).unwrap(),
+                application: text("shop"),
+                deployment_group: text(name),
+            },
+            deployments: vec![Deployment {
+                id: text("d-1"),
+                blue_green: false,
+                auto_update: false,
+                completed_at: None,
+                targets: targets.iter().map(|id| Target::read(id)).collect(),
+            }],
+            triggered_at: Timestamp(0),
+            by_hand: false,
+        }
+    }
 
     #[test]
-    fn the_newest_row_counts_wherever_it_stands_in_the_list() {
-        let row = |id: &str, seconds| {
-            ActionExecutionDetail::builder()
-                .stage_name("Deploy")
-                .action_name("Deploy")
-                .action_execution_id(id)
-                .last_update_time(DateTime::from_secs(seconds))
-                .build()
-        };
-        for rows in [
-            [row("old", 1), row("new", 2)],
-            [row("new", 2), row("old", 1)],
-        ] {
-            let newest = newest_per_action(rows.iter());
-            let ids: Vec<_> = newest
-                .values()
-                .filter_map(|row| row.action_execution_id())
-                .collect();
-            assert_eq!(ids, ["new"]);
-        }
+    fn groups_that_share_instances_stand_in_one_row_also_by_way_of_a_third() {
+        let rows = rows(vec![
+            group("a", "eu-west-1", &["i-00000001"]),
+            group("b", "eu-west-1", &["i-00000003"]),
+            group("c", "us-east-1", &["i-00000001"]),
+            group("d", "eu-west-1", &["i-00000001", "i-00000003"]),
+            group("e", "eu-west-1", &[]),
+        ]);
+        let mut names: Vec<Vec<&str>> = rows
+            .iter()
+            .map(|row| {
+                row.iter()
+                    .map(|g| g.name.deployment_group.as_str())
+                    .collect()
+            })
+            .collect();
+        names.sort();
+        assert_eq!(names, [vec!["a", "b", "d"], vec!["c"], vec!["e"]]);
     }
 }

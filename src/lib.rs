@@ -2,28 +2,32 @@
 //! one that it could not.
 //!
 //! An event is the success of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
-//! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event; each chapter
-//! is a module:
+//! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event. It finds the
+//! deployment groups that are meant; then **each group is a story of its own**, with one message at its end:
+//! wait until no other deployment of it runs, find its instances, restart them, report. Groups live side by
+//! side, but for those that share instances: they follow each other. The modules, in the order of the story:
 //!
 //! | module | question |
 //! |---|---|
 //! | [`trigger`] | What does the event ask for, or why is it ignored? |
-//! | [`deployments`] | Which deployments of which groups are meant, and does another one still run? |
-//! | [`fleet`] | Which instances are that, and what is to be done with each? |
-//! | [`restart`] | Send the restart document, wait until each instance is accounted for. |
-//! | [`outcome`] | What does an invocation's end mean? The thirteen outcomes, and which need attention. |
+//! | [`pipeline`], [`deployments`] | Which deployments, of which groups, to which targets? Since when is an agent fresh? |
+//! | [`quiet`] | Does another deployment of the group still run? |
+//! | [`inventory`] asks, [`decision`] decides | Which instances are that, and what is to be done with each? |
+//! | [`window`] decides, [`restart`] does | How many at a time, when to stop; send the document, wait for each result. |
+//! | [`flights`] | Who was sent to and has no outcome yet, and who is late. |
+//! | [`document`] | The contract with the scripts on the hosts: what they get, their line, what each result means. |
+//! | [`outcome`] | What became of an instance: thirteen outcomes, and the causes behind them. |
 //! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
-//! | [`notify`], [`metrics`] | The message to the SNS topic, and the metrics: views of the report. |
-//! | [`settings`], [`clock`], [`aws`], [`pace`] | What operators set, time as a parameter, the clients and their rate. |
-//! | [`text`] | Text that others wrote, made fit for ours. |
+//! | [`answer`], [`message`], [`metrics`] | The report as JSON, as messages to people and programs, as metrics. |
+//! | [`notify`] | Who is told; publishing to the SNS topic. |
+//! | [`advice`] | What a person should do, about every outcome and every problem. |
+//! | [`problem`] | What can go wrong in which step, and whether time may cure it. |
+//! | [`settings`], [`aws`], [`pace`], [`clock`], [`ids`], [`text`] | What operators set, the clients and their rate, time as a parameter, checked names, words. |
 //!
 //! An event has Lambda's 15 minutes: at most 90 s to find groups and instances, 120 s until no other
-//! deployment of the group runs, and the rest, less 45 s for the report, to send and wait. How many
-//! instances restart at the same time, and when to stop after failures, is decided in [`restart`]. Whoever is
-//! left at the end is reported too: not sent to (`held-back`), without a result (`unfinished`), or `busy`
-//! because another deployment ran, whose own success brings the restart if the function hears of it. Of
-//! several groups all are found before anything is sent, so that an instance in two of them is sent to once;
-//! a group that had to wait for the others is asked again whether it is still quiet.
+//! deployment of a group runs, and the rest, less 45 s for the report, to send and wait. Whoever is left at the
+//! end is reported too: not sent to (`held-back`), without a result (`unfinished`), or `busy` because another
+//! deployment ran, whose own success brings the restart if the function hears of it.
 //!
 //! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
 //! the host, by the Run Command document. So an event may be delivered twice, a request repeated, and an
@@ -31,9 +35,9 @@
 //! once the second waits for the first. A repeated event tells again of what still needs attention.
 //!
 //! An instance that fails is data: it stands in the report. A call that fails is a [`Problem`] of its group
-//! or of the event, and the rest goes on. A message is due when anything needs attention (or always, if so
-//! set), but never for ignored events and dry runs. [`Error`] is left for an event that cannot be read and a
-//! report that cannot be published: Lambda's retries and dead-letter queue take over.
+//! or of the event, and the rest goes on. A group's message is due when anything in it needs attention (or
+//! always, if so set), but never for ignored events and dry runs. [`Error`] is left for an event that cannot be
+//! read and a report that cannot be published: Lambda's retries and dead-letter queue take over.
 
 use std::time::Duration;
 
@@ -41,36 +45,43 @@ use futures_util::future::{BoxFuture, join_all};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+pub mod advice;
+pub mod answer;
 pub mod aws;
 pub mod clock;
+pub mod decision;
 pub mod deployments;
-pub mod fleet;
+pub mod document;
+pub mod flights;
+pub mod ids;
+pub mod inventory;
+pub mod message;
 pub mod metrics;
 pub mod notify;
 pub mod outcome;
 pub mod pace;
+pub mod pipeline;
+pub mod problem;
+pub mod quiet;
 pub mod report;
 pub mod restart;
 pub mod settings;
 pub mod text;
 pub mod trigger;
+pub mod window;
 
+use answer::Answer;
 use aws::{CallError, Clients};
 use clock::Clock;
-use deployments::{Found, Group, Unresolved};
-use fleet::Fleet;
-use outcome::Problem;
-use report::{Answer, Report};
-use restart::Results;
+use deployments::{Found, Group};
+use inventory::Fleet;
+use problem::{Problem, Step};
+use report::{GroupReport, Report};
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
 /// Finding the deployments and then the instances may take this long together, retries included.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
-
-/// When the groups are ready, those are asked once more whose answer that no other deployment runs is older
-/// than this.
-const QUIET_AGE: Duration = Duration::from_secs(10);
 
 /// Why an invocation fails.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +89,7 @@ pub enum Error {
     /// The event cannot be read.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// The report could not be published; the restarts themselves are done.
+    /// A report could not be published; the restarts themselves are done.
     #[error("the report could not be published: {0}")]
     Publish(#[from] CallError),
 }
@@ -122,7 +133,7 @@ impl Restarter {
     /// Handles one event and returns the JSON answer.
     ///
     /// # Errors
-    /// When the event cannot be read, or the report could not be published.
+    /// When the event cannot be read, or a report could not be published.
     pub async fn handle(&self, event: &Value, clock: &Clock, home: &Home) -> Result<Value, Error> {
         let handled = self.carry_out(event, clock, home).await?;
         self.conclude(&handled, clock, home).await
@@ -146,12 +157,17 @@ impl Restarter {
                 return Ok(Handled::Ignored { order, reason });
             }
         };
-        let begun = clock.elapsed();
+        tracing::info!(time = %order.time, "{}", order.subject.words());
         // Boxed futures here and below, since the compiler limits how deep they may nest.
         let by = (Instant::now() + RESOLVE_LIMIT).min(clock.until());
-        let found: BoxFuture<'_, Found> = Box::pin(self.find_groups(&order, home, by));
-        let (groups, problem) = match found.await {
-            Found::Groups { groups, problem } => (groups, problem),
+        let found: BoxFuture<'_, Found> =
+            Box::pin(deployments::find(&self.clients, &order, home, by));
+        let (groups, unresolved, problems) = match found.await {
+            Found::Groups {
+                groups,
+                unresolved,
+                problems,
+            } => (groups, unresolved, problems),
             Found::Nothing(reason) => {
                 let order = Some(order);
                 return Ok(Handled::Ignored { order, reason });
@@ -159,37 +175,87 @@ impl Restarter {
         };
         let left = by.saturating_duration_since(Instant::now());
         let dry_run = order.dry_run || self.settings.dry_run;
-        let fleets = groups.into_iter().map(|group| -> BoxFuture<'_, _> {
-            Box::pin(self.find_fleet(group, clock, left, !dry_run))
-        });
-        let mut fleets = join_all(fleets).await;
-        if !dry_run {
-            self.check_quiet_again(&mut fleets, clock).await;
-        }
-        fleet::send_once(&mut fleets);
-
-        let results = fleets.iter().map(|fleet| -> BoxFuture<'_, _> {
-            Box::pin(async move {
-                let results = match fleet {
-                    Ok(fleet) if !dry_run => Some(self.restart_fleet(fleet, clock).await),
-                    _ => None,
-                };
-                (results, clock.elapsed() - begun)
-            })
-        });
-        let results = join_all(results).await;
+        let rows = deployments::rows(groups)
+            .into_iter()
+            .map(|row| self.restart_row(row, clock, left, dry_run));
+        let mut groups = join_all(rows).await.concat();
+        let took = clock.elapsed();
+        groups.extend(
+            unresolved
+                .into_iter()
+                .map(|u| GroupReport::unresolved(u, took)),
+        );
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Handled::Done(Report {
             order,
-            groups: report::groups(fleets, results),
-            problem,
+            groups,
+            problems,
             dry_run,
         }))
     }
 
-    /// The second half of [`handle`](Self::handle): metrics, the message, the answer.
+    /// Groups that share instances, one after the other: what the first one restarts is fresh for the next.
+    fn restart_row<'a>(
+        &'a self,
+        row: Vec<Group>,
+        clock: &'a Clock,
+        left: Duration,
+        dry_run: bool,
+    ) -> BoxFuture<'a, Vec<GroupReport>> {
+        Box::pin(async move {
+            let mut reports = Vec::new();
+            for group in row {
+                reports.push(self.restart_group(group, clock, left, dry_run).await);
+            }
+            reports
+        })
+    }
+
+    /// The story of one group. Its instances are to be found in the time that is `left`.
+    async fn restart_group(
+        &self,
+        group: Group,
+        clock: &Clock,
+        left: Duration,
+        dry_run: bool,
+    ) -> GroupReport {
+        let begun = clock.elapsed();
+        let fleet = match self.find_fleet(&group, clock, left, !dry_run).await {
+            Ok(fleet) => fleet,
+            Err(problem) => {
+                return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
+            }
+        };
+        let client = self.clients.in_region(&group.name.region);
+        let results = match dry_run {
+            true => None,
+            false => Some(restart::restart(&client, &self.settings, clock, &group, &fleet).await),
+        };
+        GroupReport::of(group, fleet, results, clock.elapsed() - begun)
+    }
+
+    /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one
+    /// still does. With `patient` false nobody waits for that.
+    async fn find_fleet(
+        &self,
+        group: &Group,
+        clock: &Clock,
+        left: Duration,
+        patient: bool,
+    ) -> Result<Fleet, Problem> {
+        let running = quiet::running_deployment(&self.clients, &group.name, clock, patient).await?;
+        let client = self.clients.in_region(&group.name.region);
+        let by = (Instant::now() + left).min(clock.until());
+        match timeout_at(by, inventory::find(&client, group, running, clock)).await {
+            Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
+            Err(_) => Err(Problem::out_of_time(Step::Fleet)),
+        }
+    }
+
+    /// The second half of [`handle`](Self::handle): metrics, the messages, the answer.
     ///
     /// # Errors
-    /// When the report could not be published.
+    /// When a report could not be published.
     pub async fn conclude(
         &self,
         handled: &Handled,
@@ -203,96 +269,39 @@ impl Restarter {
                 return Ok(json!(Answer::ignored(order.as_ref(), reason)));
             }
         };
-        // Nobody gets the answer to an event: its plan is in the log.
-        for (id, entry) in report.plan() {
-            tracing::info!(
-                instance.id = %id,
-                decision = entry.decision.word(),
-                reason = entry.decision.reason(),
-                "dry run: {id}: {}: {}",
-                entry.decision.word(),
-                entry.decision.reason()
-            );
-        }
-        for problem in report.problems() {
-            tracing::error!(step = problem.step, code = %problem.code, "{}", problem.message);
-        }
+        log(report);
         for line in metrics::lines(report, clock.now()) {
             (self.print)(&line);
         }
-        let notified = self.notify(report, clock, home).await?;
-        let answer = report.answer(notified);
+        let messages = notify::messages(report, &self.settings, home);
+        let until = clock.publish_until();
+        notify::publish(&self.clients, &self.settings.topic, &messages, until).await?;
+        let answer = Answer::of_report(report, !messages.is_empty());
         tracing::info!(
             result = answer.result,
-            severity = report.severity().word(),
-            notified,
+            severity = answer.severity.word(),
+            notified = answer.notified,
             "{}: {}",
             report.order.subject.words(),
             answer.result
         );
         Ok(json!(answer))
     }
+}
 
-    async fn find_groups(&self, order: &Order, home: &Home, by: Instant) -> Found {
-        tracing::info!(time = %order.time, "{}", order.subject.words());
-        deployments::find(&self.clients, order, home, by).await
+/// Nobody gets the answer to an event: its plan and its problems are in the log.
+fn log(report: &Report) {
+    for (target, entry) in report.plan() {
+        let (decision, reason) = (entry.decision.word(), entry.decision.reason());
+        tracing::info!(
+            instance.id = %target,
+            decision,
+            reason,
+            "dry run: {target}: {decision}: {reason}"
+        );
     }
-
-    /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if
-    /// one still does. With `patient` false nobody waits for that. The instances are to be found in the time
-    /// that is `left`.
-    async fn find_fleet(
-        &self,
-        group: Result<Group, Unresolved>,
-        clock: &Clock,
-        left: Duration,
-        patient: bool,
-    ) -> Result<Fleet, Unresolved> {
-        let group = group?;
-        let find = async {
-            let other = deployments::quiet(&self.clients, &group, clock, patient).await?;
-            let quiet_at = Instant::now();
-            let by = (quiet_at + left).min(clock.until());
-            let mut fleet = timeout_at(by, fleet::find(&self.clients, &group, clock))
-                .await
-                .unwrap_or_else(|_| Err(Problem::out_of_time("fleet")))?;
-            fleet.quiet_at = quiet_at;
-            if let Some(id) = other {
-                fleet.mark_busy(&id);
-            }
-            Ok(fleet)
-        };
-        let found: Result<Fleet, Problem> = find.await;
-        found.map_err(|problem| group.unresolved(problem))
-    }
-
-    /// While one group waited, a deployment of another may have begun: asks those again whose answer is old.
-    async fn check_quiet_again(&self, fleets: &mut [Result<Fleet, Unresolved>], clock: &Clock) {
-        let looks = fleets.iter_mut().map(async |found| {
-            let Ok(fleet) = found else { return };
-            if fleet.busy || fleet.quiet_at.elapsed() < QUIET_AGE {
-                return;
-            }
-            match deployments::quiet(&self.clients, &fleet.group, clock, false).await {
-                Ok(None) => {}
-                Ok(Some(id)) => fleet.mark_busy(&id),
-                Err(problem) => fleet.hold_back(problem),
-            }
-        });
-        join_all(looks).await;
-    }
-
-    async fn restart_fleet(&self, fleet: &Fleet, clock: &Clock) -> Results {
-        restart::restart(&self.clients, &self.settings, clock, fleet).await
-    }
-
-    async fn notify(&self, report: &Report, clock: &Clock, home: &Home) -> Result<bool, CallError> {
-        if !notify::is_due(report, &self.settings) {
-            return Ok(false);
-        }
-        let messages = notify::messages(report, home);
-        let until = clock.publish_until();
-        notify::publish(&self.clients, &self.settings, &messages, until).await?;
-        Ok(true)
+    for problem in report.problems() {
+        let (step, code) = (problem.step.word(), problem.code.word());
+        tracing::error!(step, code, "{}", problem.message);
     }
 }

@@ -79,13 +79,13 @@ fn clock_of(context: &Context) -> Clock {
 
 /// Where the function lives: its ARN. Local emulators send none; there, the topic's account is ours.
 fn home_of(context: &Context, restarter: &Restarter) -> Home {
+    let topic = &restarter.settings.topic;
     Home::of_function(&context.invoked_function_arn).unwrap_or_else(|| Home {
-        account: restarter.settings.topic.account.clone(),
+        account: topic.account.clone(),
         region: restarter
             .clients
             .home_region()
-            .unwrap_or("us-east-1")
-            .to_owned(),
+            .unwrap_or_else(|| topic.region.clone()),
         function: context.env_config.function_name.clone(),
     })
 }

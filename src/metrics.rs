@@ -19,7 +19,7 @@ pub fn lines(report: &Report, now: Timestamp) -> Vec<String> {
 }
 
 fn line(group: &GroupReport, now: Timestamp) -> String {
-    let attention = group.attention_count();
+    let attention = group.attention().len();
     let mut metrics = vec![
         (
             "Restarted",
@@ -77,7 +77,7 @@ fn line(group: &GroupReport, now: Timestamp) -> String {
 fn largest_agent(group: &GroupReport) -> Option<u64> {
     group
         .outcomes()
-        .filter(|outcome| outcome.kind == Kind::Restarted)
+        .filter(|outcome| outcome.kind() == Kind::Restarted)
         .filter_map(|outcome| outcome.memory)
         .map(|memory| memory.before_kib)
         .max()

@@ -1,5 +1,6 @@
 //! The function's settings: environment variables, read once, every problem told at once.
 
+use crate::ids::{AccountId, Arn, Region};
 use crate::text::quoted;
 
 /// What an operator can set. The defaults stand beside each variable in [`Settings::read`].
@@ -29,9 +30,9 @@ pub struct Topic {
     /// The topic's ARN.
     pub arn: String,
     /// The region in the ARN: where to publish.
-    pub region: String,
+    pub region: Region,
     /// The account in the ARN.
-    pub account: String,
+    pub account: AccountId,
 }
 
 /// When a message is published.
@@ -62,19 +63,81 @@ impl Rate {
     }
 }
 
-/// A setting that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{variable}: {found}; accepted: {accepted}")]
-pub struct SettingProblem {
-    /// The environment variable.
+/// An environment variable that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
     pub variable: &'static str,
-    /// What it holds.
-    pub found: String,
+    /// What counts when it is absent or empty; `None` when it is required.
+    pub default: Option<&'static str>,
     /// What it may hold.
     pub accepted: &'static str,
 }
 
+const TOPIC_ARN: Setting = Setting {
+    variable: "TOPIC_ARN",
+    default: None,
+    accepted: "the ARN of a standard SNS topic, such as arn:aws:sns:eu-west-1:123456789012:my-topic",
+};
+const DOCUMENT_NAME: Setting = Setting {
+    variable: "DOCUMENT_NAME",
+    default: None,
+    accepted: "the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /",
+};
+const NOTIFY_ON: Setting = Setting {
+    variable: "NOTIFY_ON",
+    default: Some("attention"),
+    accepted: "attention or always",
+};
+const MAX_CONCURRENCY: Setting = Setting {
+    variable: "MAX_CONCURRENCY",
+    default: Some("50%"),
+    accepted: "a number from 1, or 1% to 100%",
+};
+const MAX_ERRORS: Setting = Setting {
+    variable: "MAX_ERRORS",
+    default: Some("10%"),
+    accepted: "a number from 0, or 0% to 100%",
+};
+const BUSY_WAIT_SECONDS: Setting = Setting {
+    variable: "BUSY_WAIT_SECONDS",
+    default: Some("120"),
+    accepted: "whole seconds, 0 to 240",
+};
+const MIN_MEMORY_MIB: Setting = Setting {
+    variable: "MIN_MEMORY_MIB",
+    default: Some("0"),
+    accepted: "whole MiB, 0 (off) to 1048576",
+};
+const DRY_RUN: Setting = Setting {
+    variable: "DRY_RUN",
+    default: Some("false"),
+    accepted: "true or false",
+};
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {found}; accepted: {}", setting.variable, setting.accepted)]
+pub struct SettingProblem {
+    /// Which one.
+    pub setting: Setting,
+    /// What it holds.
+    pub found: String,
+}
+
 impl Settings {
+    /// Every variable that [`read`](Self::read) reads, in order.
+    pub const ALL: [Setting; 8] = [
+        TOPIC_ARN,
+        DOCUMENT_NAME,
+        NOTIFY_ON,
+        MAX_CONCURRENCY,
+        MAX_ERRORS,
+        BUSY_WAIT_SECONDS,
+        MIN_MEMORY_MIB,
+        DRY_RUN,
+    ];
+
     /// Reads all settings through `lookup` (the environment in production). An empty optional variable
     /// counts as absent.
     ///
@@ -87,82 +150,28 @@ impl Settings {
             lookup,
             problems: Vec::new(),
         };
-        let topic = reader.read(
-            "TOPIC_ARN",
-            None,
-            "the ARN of a standard SNS topic, such as arn:aws:sns:eu-west-1:123456789012:my-topic",
-            parse_topic,
-        );
-        let document_name = reader.read(
-            "DOCUMENT_NAME",
-            None,
-            "the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /",
-            parse_document_name,
-        );
-        let notify_on = reader.read(
-            "NOTIFY_ON",
-            Some("attention"),
-            "attention or always",
-            parse_notify_on,
-        );
-        let max_concurrency = reader.read(
-            "MAX_CONCURRENCY",
-            Some("50%"),
-            "a number from 1, or 1% to 100%",
-            |text| parse_rate(text, 1),
-        );
-        let max_errors = reader.read(
-            "MAX_ERRORS",
-            Some("10%"),
-            "a number from 0, or 0% to 100%",
-            |text| parse_rate(text, 0),
-        );
-        let busy_wait_seconds = reader.read(
-            "BUSY_WAIT_SECONDS",
-            Some("120"),
-            "whole seconds, 0 to 240",
-            |text| parse_number(text, 240),
-        );
-        let min_memory_mib = reader.read(
-            "MIN_MEMORY_MIB",
-            Some("0"),
-            "whole MiB, 0 (off) to 1048576",
-            |text| parse_number(text, 1_048_576),
-        );
-        let dry_run = reader.read("DRY_RUN", Some("false"), "true or false", |text| {
-            text.parse().ok()
-        });
-        match (
-            topic,
-            document_name,
-            notify_on,
-            max_concurrency,
-            max_errors,
-            busy_wait_seconds,
-            min_memory_mib,
-            dry_run,
-        ) {
-            (
-                Some(topic),
-                Some(document_name),
-                Some(notify_on),
-                Some(max_concurrency),
-                Some(max_errors),
-                Some(busy_wait_seconds),
-                Some(min_memory_mib),
-                Some(dry_run),
-            ) => Ok(Self {
-                topic,
-                document_name,
-                notify_on,
-                max_concurrency,
-                max_errors,
-                busy_wait_seconds,
-                min_memory_mib,
-                dry_run,
-            }),
-            _ => Err(reader.problems),
-        }
+        let topic = reader.read(TOPIC_ARN, parse_topic);
+        let document_name = reader.read(DOCUMENT_NAME, parse_document_name);
+        let notify_on = reader.read(NOTIFY_ON, parse_notify_on);
+        let max_concurrency = reader.read(MAX_CONCURRENCY, |text| parse_rate(text, 1));
+        let max_errors = reader.read(MAX_ERRORS, |text| parse_rate(text, 0));
+        let busy_wait_seconds = reader.read(BUSY_WAIT_SECONDS, |text| parse_number(text, 240));
+        let min_memory_mib = reader.read(MIN_MEMORY_MIB, |text| parse_number(text, 1_048_576));
+        let dry_run = reader.read(DRY_RUN, |text| text.parse().ok());
+        // Every one has been read by now, so that every problem is known.
+        let settings = || {
+            Some(Self {
+                topic: topic?,
+                document_name: document_name?,
+                notify_on: notify_on?,
+                max_concurrency: max_concurrency?,
+                max_errors: max_errors?,
+                busy_wait_seconds: busy_wait_seconds?,
+                min_memory_mib: min_memory_mib?,
+                dry_run: dry_run?,
+            })
+        };
+        settings().ok_or(reader.problems)
     }
 }
 
@@ -172,64 +181,34 @@ struct Reader<L> {
 }
 
 impl<L: Fn(&'static str) -> Option<String>> Reader<L> {
-    /// Reads one variable; `default` is `None` for a required one. Gives `None` and notes the problem when
-    /// there is no usable value.
-    fn read<T>(
-        &mut self,
-        variable: &'static str,
-        default: Option<&str>,
-        accepted: &'static str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        let set = (self.lookup)(variable).filter(|text| !text.is_empty());
-        let found = match set.as_deref().or(default) {
+    /// Reads one variable. Gives `None` and notes the problem when there is no usable value.
+    fn read<T>(&mut self, setting: Setting, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let set = (self.lookup)(setting.variable).filter(|text| !text.is_empty());
+        let found = match set.as_deref().or(setting.default) {
             Some(text) => match parse(text) {
                 Some(value) => return Some(value),
                 None => format!("{} is not accepted", quoted(text)),
             },
             None => "is not set".to_owned(),
         };
-        self.problems.push(SettingProblem {
-            variable,
-            found,
-            accepted,
-        });
+        self.problems.push(SettingProblem { setting, found });
         None
     }
 }
 
 fn parse_topic(text: &str) -> Option<Topic> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let ["arn", partition, "sns", region, account, name] = parts[..] else {
-        return None;
-    };
-    let fits = partition.starts_with("aws")
-        && is_region(region)
-        && is_account(account)
-        && (1..=256).contains(&name.len())
-        && name
+    let arn = Arn::read(text).filter(|arn| arn.service == "sns")?;
+    let fits = (1..=256).contains(&arn.resource.len())
+        && arn
+            .resource
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    fits.then(|| Topic {
+    fits.then_some(())?;
+    Some(Topic {
         arn: text.to_owned(),
-        region: region.to_owned(),
-        account: account.to_owned(),
+        region: Region::read(arn.region)?,
+        account: AccountId::read(arn.account)?,
     })
-}
-
-/// Whether the text has the form of a region's name. It becomes part of a host name, so nothing else may
-/// pass.
-pub fn is_region(text: &str) -> bool {
-    (3..=32).contains(&text.len())
-        && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-}
-
-/// Whether the text is an account id: twelve digits.
-pub fn is_account(text: &str) -> bool {
-    text.len() == 12 && text.chars().all(|c| c.is_ascii_digit())
 }
 
 fn parse_document_name(text: &str) -> Option<String> {
@@ -293,7 +272,7 @@ mod tests {
         assert_eq!(settings.max_concurrency, Rate::Percent(50));
         assert_eq!(settings.max_errors, Rate::Percent(10));
         assert_eq!(settings.busy_wait_seconds, 120);
-        assert_eq!(settings.topic.region, "eu-west-1");
+        assert_eq!(settings.topic.region.as_str(), "eu-west-1");
         assert!(!settings.dry_run);
     }
 
@@ -334,7 +313,7 @@ mod tests {
         ])
         .unwrap_err();
         assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].variable, "TOPIC_ARN");
+        assert_eq!(problems[0].setting, TOPIC_ARN);
     }
 
     #[test]
@@ -351,12 +330,5 @@ mod tests {
         ] {
             assert!(parse_rate(text, 1).is_none(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_region_is_nothing_but_a_name() {
-        assert!(is_region("us-gov-east-1"));
-        assert!(!is_region("example.com/"));
-        assert!(!is_region(""));
     }
 }

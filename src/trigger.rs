@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::clock::{Clock, Timestamp};
-use crate::settings::{is_account, is_region};
+use crate::ids::{AccountId, Arn, NAME_FORM, Name, Region};
 use crate::text::{plain, quoted};
 
 const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
@@ -16,16 +16,13 @@ const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification"
 /// time in the future would make every restart look too old.
 const MAX_SECONDS_AHEAD: u64 = 150;
 
-/// Longest name that CodePipeline and CodeDeploy accept, in characters.
-const MAX_NAME: usize = 100;
-
 /// Where this function lives: what a request by hand means when it names no region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
-    /// Our own account, twelve digits.
-    pub account: String,
+    /// Our own account.
+    pub account: AccountId,
     /// Our own region.
-    pub region: String,
+    pub region: Region,
     /// Our own name, for the command that repeats an order by hand.
     pub function: String,
 }
@@ -34,11 +31,11 @@ impl Home {
     /// Reads the ARN that Lambda gives with each invocation,
     /// `arn:aws:lambda:REGION:ACCOUNT:function:NAME`. `None` when it is none, as from local emulators.
     pub fn of_function(arn: &str) -> Option<Self> {
-        let mut parts = arn.split(':').skip(3);
-        let (region, account, function) = (parts.next()?, parts.next()?, parts.nth(1)?);
-        (is_region(region) && is_account(account)).then(|| Self {
-            account: account.to_owned(),
-            region: region.to_owned(),
+        let arn = Arn::read(arn)?;
+        let function = arn.resource.strip_prefix("function:")?.split(':').next()?;
+        Some(Self {
+            account: AccountId::read(arn.account)?,
+            region: Region::read(arn.region)?,
             function: function.to_owned(),
         })
     }
@@ -61,9 +58,9 @@ pub struct Order {
     #[serde(flatten)]
     pub subject: Subject,
     /// The account in which it happened.
-    pub account: String,
+    pub account: AccountId,
     /// The region in which it happened.
-    pub region: String,
+    pub region: Region,
     /// When it happened: the event's time, or the request's.
     pub time: Timestamp,
     /// Plan only.
@@ -82,34 +79,34 @@ pub enum Subject {
     /// An execution of a pipeline succeeded.
     Pipeline {
         /// The pipeline's name.
-        pipeline: String,
+        pipeline: Name,
         /// The execution that succeeded.
         execution_id: String,
     },
     /// A deployment succeeded.
     Deployment {
         /// The CodeDeploy application.
-        application: String,
+        application: Name,
         /// The deployment group.
-        deployment_group: String,
+        deployment_group: Name,
         /// The deployment.
-        deployment_id: String,
+        deployment_id: Name,
     },
     /// Somebody, or a schedule, asked for it.
     Request {
         /// The CodeDeploy application.
-        application: String,
+        application: Name,
         /// The deployment group.
-        deployment_group: String,
+        deployment_group: Name,
         /// The deployment whose instances are meant; none means the last successful one.
         #[serde(skip_serializing_if = "Option::is_none")]
-        deployment_id: Option<String>,
+        deployment_id: Option<Name>,
     },
 }
 
 impl Subject {
     /// The application and the deployment group, when the order itself names them.
-    pub fn group(&self) -> Option<(&String, &String)> {
+    pub fn group(&self) -> Option<(&Name, &Name)> {
         match self {
             Self::Pipeline { .. } => None,
             Self::Deployment {
@@ -135,6 +132,17 @@ impl Subject {
                 deployment_group,
                 ..
             } => format!("{application}/{deployment_group} by hand"),
+        }
+    }
+
+    /// What belongs together in a chat: messages about the same execution, deployment or group.
+    pub fn thread(&self) -> &str {
+        match self {
+            Self::Pipeline { execution_id, .. } => execution_id,
+            Self::Deployment { deployment_id, .. } => deployment_id.as_str(),
+            Self::Request {
+                deployment_group, ..
+            } => deployment_group.as_str(),
         }
     }
 }
@@ -375,38 +383,29 @@ impl Fields {
         }
     }
 
-    fn account(&self, field: &str, value: Option<&str>) -> Result<String, EventError> {
-        self.checked(
-            field,
-            value.unwrap_or_default(),
-            "an account id (12 digits)",
-            is_account,
-        )
+    fn account(&self, field: &str, value: Option<&str>) -> Result<AccountId, EventError> {
+        let accepted = "an account id (12 digits)";
+        self.checked(field, value.unwrap_or_default(), accepted, AccountId::read)
     }
 
-    fn region(&self, field: &str, value: Option<&str>) -> Result<String, EventError> {
-        self.checked(
-            field,
-            value.unwrap_or_default(),
-            "a region such as eu-west-1",
-            is_region,
-        )
+    fn region(&self, field: &str, value: Option<&str>) -> Result<Region, EventError> {
+        let accepted = "a region such as eu-west-1";
+        self.checked(field, value.unwrap_or_default(), accepted, Region::read)
     }
 
-    fn name(&self, field: &str, value: &str) -> Result<String, EventError> {
-        self.checked(field, value, "a name of 1 to 100 characters", |name| {
-            (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
-        })
+    fn name(&self, field: &str, value: &str) -> Result<Name, EventError> {
+        self.checked(field, value, &format!("a name ({NAME_FORM})"), Name::read)
     }
 
     /// CodePipeline's own pattern for an execution id: a UUID in hexadecimal digits.
     fn execution_id(&self, value: &str) -> Result<String, EventError> {
         self.checked("detail.execution-id", value, "a UUID", |id| {
             let groups: Vec<&str> = id.split('-').collect();
-            groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+            let fits = groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
                 && groups
                     .iter()
-                    .all(|group| group.chars().all(|c| c.is_ascii_hexdigit()))
+                    .all(|group| group.chars().all(|c| c.is_ascii_hexdigit()));
+            fits.then(|| id.to_owned())
         })
     }
 
@@ -434,19 +433,17 @@ impl Fields {
         Ok(time)
     }
 
-    fn checked(
+    fn checked<T>(
         &self,
         field: &str,
         value: &str,
         accepted: &str,
-        fits: impl Fn(&str) -> bool,
-    ) -> Result<String, EventError> {
-        if fits(value) {
-            Ok(value.to_owned())
-        } else {
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, EventError> {
+        read(value).ok_or_else(|| {
             let shown = quoted(value);
-            Err(self.problem(format!("field {field} is {shown}, not {accepted}")))
-        }
+            self.problem(format!("field {field} is {shown}, not {accepted}"))
+        })
     }
 }
 
@@ -463,12 +460,10 @@ mod tests {
     fn the_function_s_arn_says_where_it_lives() {
         let home =
             Home::of_function("arn:aws:lambda:eu-west-1:123456789012:function:restarter:live");
-        let expected = Home {
-            account: "123456789012".to_owned(),
-            region: "eu-west-1".to_owned(),
-            function: "restarter".to_owned(),
-        };
-        assert_eq!(home, Some(expected));
+        let home = home.unwrap();
+        assert_eq!(home.account.as_str(), "123456789012");
+        assert_eq!(home.region.as_str(), "eu-west-1");
+        assert_eq!(home.function, "restarter");
         for arn in [
             "restarter",
             "arn:aws:lambda:eu-west-1:123456789012:function",

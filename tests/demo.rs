@@ -1,11 +1,12 @@
-//! The demo tells the truth: its table is the simulated world's own state.
+//! The demo tells the truth: its table is the simulated world's own state, and its messages name whom it
+//! concerns.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use codedeploy_agent_restarter::Handled;
 use codedeploy_agent_restarter::report::Report;
 use serde_json::Value;
-use sim::{AgentFault, Host, Invocation, State};
+use sim::{AgentFault, Call, Host, Invocation, State};
 
 #[path = "../examples/demo/bad_day.rs"]
 mod bad_day;
@@ -36,6 +37,14 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
     "unreachable",
 ];
+/// Those of them of which nobody needs to hear.
+const CALM: [&str; 5] = [
+    "already-restarted",
+    "below-threshold",
+    "restarted",
+    "skipped",
+    "started",
+];
 /// Lifecycle states in which an instance is starting or leaving, of those that the demo uses.
 const PASSING: [&str; 1] = ["Pending:Wait"];
 /// Statuses of an invocation that are an end.
@@ -43,7 +52,7 @@ const ENDS: [&str; 4] = ["Success", "Failed", "TimedOut", "Cancelled"];
 
 #[tokio::test(start_paused = true)]
 async fn the_table_of_the_demo_is_the_state_of_the_world() {
-    for (seed, instances, fail) in [(1, 24, 1), (2, 12, 4), (3, 37, 2)] {
+    for (seed, instances, fail) in [(1, 24, 1), (2, 12, 4), (3, 37, 2), (4, 0, 0)] {
         let cast = Cast {
             instances,
             fail,
@@ -53,6 +62,7 @@ async fn the_table_of_the_demo_is_the_state_of_the_world() {
         assert_eq!(played.shown, played.expected, "seed {seed}");
         assert_eq!(played.shown.len(), instances);
         assert_braked(&played, 10);
+        assert_told(&played, 0);
     }
 }
 
@@ -63,6 +73,8 @@ async fn the_table_of_the_bad_day_is_the_state_of_the_world_and_all_of_it_happen
         let played = play(stage).await;
         assert_eq!(played.shown, played.expected, "seed {seed}");
         assert_braked(&played, 35);
+        // Of the action in another account.
+        assert_told(&played, 1);
 
         let words = played
             .shown
@@ -104,7 +116,7 @@ async fn the_table_of_the_bad_day_is_the_state_of_the_world_and_all_of_it_happen
             let told = details.iter().any(|detail| detail.contains(reason));
             assert!(told, "seed {seed}: nobody is {reason:?}: {details:#?}");
         }
-        let problems: Vec<&str> = report.problems().map(|p| p.code.as_str()).collect();
+        let problems: Vec<&str> = report.problems().map(|p| p.code.word()).collect();
         assert_eq!(problems, ["OtherAccount", "InvalidDocument"]);
         assert!(report.problems().all(|problem| !problem.remedy.is_empty()));
 
@@ -112,8 +124,9 @@ async fn the_table_of_the_bad_day_is_the_state_of_the_world_and_all_of_it_happen
     }
 }
 
-/// What the table does not show: the function waited for quiet, met throttling and a refusal for one id, sent
-/// in rounds, and sent to one that was offline when it first looked.
+/// What the table does not show: the function waited for quiet where another deployment ran and only there,
+/// met throttling and a refusal for one id, sent in rounds, and sent to one that was offline when it first
+/// looked.
 fn assert_it_was_a_bad_day(played: &Played) {
     let called = |operation: &str, error: &str| {
         let mut calls = played.stage.world.calls();
@@ -132,7 +145,23 @@ fn assert_it_was_a_bad_day(played: &Played) {
         let other = state.deployment("d-OTHER0001");
         other.completed_at.expect("it ends")
     });
-    assert!(sent.iter().all(|call| call.at > ended), "sent while it ran");
+    let is_of_api = |id: &Value| {
+        let host = played.hosts.iter().find(|host| *id == host.id);
+        let name = host.and_then(|host| host.name.as_deref());
+        name.is_some_and(|name| name.starts_with("api-"))
+    };
+    let ids = |call: &Call| call.params["InstanceIds"].as_array().cloned().expect("ids");
+    let (to_api, to_others): (Vec<&Call>, Vec<&Call>) = sent
+        .iter()
+        .partition(|call| ids(call).iter().any(is_of_api));
+    assert!(
+        to_api.iter().all(|call| call.at > ended),
+        "sent while it ran"
+    );
+    assert!(
+        to_others.iter().any(|call| call.at < ended),
+        "another group waited"
+    );
 
     let back = played
         .hosts
@@ -338,6 +367,50 @@ fn assert_braked(played: &Played, percent: usize) {
             }
         }
     });
+}
+
+/// There is one message for each group that needs somebody, whose mail names who needs it and nobody else,
+/// and as many `others`, of no group.
+fn assert_told(played: &Played, others: usize) {
+    let ids = |wanted: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
+        let ids = played.hosts.iter().map(|host| &host.id);
+        ids.filter(|id| wanted(id)).cloned().collect()
+    };
+    let needs_somebody = |id: &str| {
+        let mut lines = played.expected.iter();
+        lines.any(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            words[0] == id && !CALM.contains(&words[1])
+        })
+    };
+    let mut expected = played.stage.world.with(|state| {
+        let deployments = state.regions.values().flat_map(|held| &held.deployments);
+        let groups = deployments.map(|held| {
+            let is_target = |id: &str| held.targets.iter().any(|target| target.id == id);
+            let ids = ids(&|id| is_target(id) && needs_somebody(id));
+            (held.deployment_group.clone(), ids)
+        });
+        groups
+            .filter(|(_, ids)| !ids.is_empty())
+            .collect::<Vec<_>>()
+    });
+    expected.extend((0..others).map(|_| (String::new(), BTreeSet::new())));
+    expected.sort();
+    let messages = played.stage.world.messages().into_iter();
+    let mut told: Vec<_> = messages
+        .map(|message| {
+            let bodies: Value = serde_json::from_str(&message.message).expect("JSON");
+            let mail = bodies["email"].as_str().expect("a text for mails");
+            let group = message.attributes.get("deploymentGroup");
+            let group = group.and_then(|group| group["Value"].as_str());
+            (
+                group.unwrap_or_default().to_owned(),
+                ids(&|id| mail.contains(id)),
+            )
+        })
+        .collect();
+    told.sort();
+    assert_eq!(told, expected);
 }
 
 fn invocation<'a>(state: &'a State, host: &Host) -> Option<&'a Invocation> {

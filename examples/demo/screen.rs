@@ -6,8 +6,10 @@ use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
 
 use codedeploy_agent_restarter::Handled;
-use codedeploy_agent_restarter::fleet::Decision;
-use codedeploy_agent_restarter::outcome::{Kind, Problem};
+use codedeploy_agent_restarter::decision::Decision;
+use codedeploy_agent_restarter::ids::Name;
+use codedeploy_agent_restarter::outcome::Cause;
+use codedeploy_agent_restarter::problem::Problems;
 use codedeploy_agent_restarter::report::{GroupReport, Report};
 use serde_json::Value;
 use sim::Call;
@@ -33,7 +35,7 @@ const PLAIN_EVERY: u64 = 30;
 const PLAIN_AT_LEAST_EVERY: u64 = 120;
 /// Characters of the bar.
 const BAR: usize = 40;
-/// Characters of a line of ours; the event and the message are shown as they are.
+/// Characters of a line of ours; the event and the messages are shown as they are.
 const WIDTH: usize = 80;
 /// Rows of a table that are shown; those that need attention always are.
 const ROWS: usize = 40;
@@ -98,9 +100,9 @@ impl Screen {
             for line in plan_lines(group) {
                 say_folded(&line, 6);
             }
-            show_problem(group.problem.as_ref());
+            show_problems(&group.problems);
         }
-        show_problem(report.problem.as_ref());
+        show_problems(&report.problems);
         if report.groups.iter().any(is_waited_for) {
             say_folded(
                 "A plan looks once; the run waits until no other deployment of the group runs.",
@@ -180,27 +182,30 @@ impl Screen {
             for line in table_lines(&stage::table(group)) {
                 say!("{line}");
             }
-            show_problem(group.problem.as_ref());
+            show_problems(&group.problems);
             if many {
                 say!();
             }
         }
-        show_problem(report.problem.as_ref());
+        show_problems(&report.problems);
     }
 
-    /// The message as SNS delivers it by mail.
-    pub fn message(&self, stage: &Stage, dry_run: bool) {
-        headline("The message");
+    /// The messages as SNS delivers them by mail, in the order of their publication.
+    pub fn messages(&self, stage: &Stage, dry_run: bool) {
+        headline("The messages");
         let messages = stage.world.messages();
-        if messages.is_empty() && dry_run {
-            say!("none: a dry run publishes nothing");
-        } else if messages.is_empty() {
-            say!(
+        let all = messages.len();
+        let about = match (all, dry_run) {
+            (0, true) => "none: a dry run publishes nothing",
+            (0, false) => {
                 "none: silence means that every agent is fresh and alive, or deliberately left alone"
-            );
-        }
-        for message in messages {
+            }
+            _ => "As mails: one for each group that needs somebody, one for what has no group.",
+        };
+        say_folded(about, 0);
+        for (n, message) in messages.into_iter().enumerate() {
             let bodies: Value = serde_json::from_str(&message.message).unwrap_or_default();
+            say!("\n{:-<WIDTH$}", format!("-- {} of {all} ", n + 1));
             say!("Subject: {}\n", message.subject.unwrap_or_default());
             say!(
                 "{}",
@@ -259,13 +264,13 @@ pub fn table_lines(rows: &[Row]) -> Vec<String> {
 
 /// A group and its deployments.
 fn title(group: &GroupReport) -> String {
-    format!(
-        "{}/{} in {}, deployment {}",
-        group.name.application,
-        group.name.deployment_group,
-        group.name.region,
-        group.deployment_ids.join(", ")
-    )
+    let GroupReport {
+        name,
+        deployment_ids,
+        ..
+    } = group;
+    let ids: Vec<&str> = deployment_ids.iter().map(Name::as_str).collect();
+    format!("{name} in {}, deployment {}", name.region, ids.join(", "))
 }
 
 /// Those that are not simply restarted, and why; many with one reason are counted.
@@ -301,11 +306,11 @@ fn plan_lines(group: &GroupReport) -> Vec<String> {
 /// Whether another deployment of the group runs at the time of the plan.
 fn is_waited_for(group: &GroupReport) -> bool {
     let mut entries = group.instances.values();
-    entries.any(|entry| matches!(entry.decision, Decision::Leave(Kind::Busy, _)))
+    entries.any(|entry| matches!(entry.decision, Decision::Leave(Cause::DeploymentRuns, _)))
 }
 
 /// What is worth telling of these calls: commands sent and refused, throttling, deployments waited for. The
-/// same several times in a row is told once.
+/// same several times in a row is told once, but for refusals: what was refused is sent again in parts.
 fn news(calls: &[Call], stage: &Stage) -> Vec<String> {
     let mut told: Vec<(News, usize)> = Vec::new();
     for call in calls {
@@ -313,7 +318,9 @@ fn news(calls: &[Call], stage: &Stage) -> Vec<String> {
             continue;
         };
         match told.last_mut() {
-            Some((last, sum)) if *last == news => *sum += count,
+            Some((last, sum)) if *last == news && !matches!(news, News::Refused(..)) => {
+                *sum += count;
+            }
             _ => told.push((news, count)),
         }
     }
@@ -403,7 +410,7 @@ fn to_restart(planned: &Handled) -> usize {
             .filter(|entry| {
                 matches!(
                     entry.decision,
-                    Decision::Restart(_) | Decision::Leave(Kind::Busy, _)
+                    Decision::Restart(_) | Decision::Leave(Cause::DeploymentRuns, _)
                 )
             })
             .count(),
@@ -429,16 +436,11 @@ fn headline(text: &str) {
     say!("\n== {text}\n");
 }
 
-fn show_problem(problem: Option<&Problem>) {
-    if let Some(problem) = problem {
-        let Problem {
-            step,
-            code,
-            message,
-            remedy,
-        } = problem;
+fn show_problems(problems: &Problems) {
+    for problem in problems.iter() {
+        let (step, code, message) = (problem.step, problem.code.word(), &problem.message);
         say_folded(&format!("Problem in step {step}: {code}: {message}"), 2);
-        say_folded(&format!("  Do: {remedy}"), 6);
+        say_folded(&format!("  Do: {}", problem.remedy), 6);
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use codedeploy_agent_restarter::aws::Clients;
 use codedeploy_agent_restarter::clock::{Clock, Timestamp};
+use codedeploy_agent_restarter::ids::{AccountId, Region};
 use codedeploy_agent_restarter::outcome::Outcome;
 use codedeploy_agent_restarter::report::GroupReport;
 use codedeploy_agent_restarter::settings::Settings;
@@ -63,7 +64,6 @@ pub struct Stage {
     pub incidents: Vec<Incident>,
     /// The world's start, in seconds since 1970.
     start: f64,
-    region: String,
     home: Home,
 }
 
@@ -134,11 +134,20 @@ impl Stage {
         fill: impl FnOnce(&mut State, &str) -> Vec<Incident>,
     ) -> Self {
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
-        let region = text("/detail/region")
-            .or(text("/region"))
-            .unwrap_or("us-east-1")
-            .to_owned();
-        let account = text("/account").unwrap_or("123456789012").to_owned();
+        // With other names the event is refused, wherever the function lives.
+        let home = Home {
+            account: text("/account")
+                .and_then(AccountId::read)
+                .or_else(|| AccountId::read("123456789012"))
+                .expect("an account id"),
+            region: text("/detail/region")
+                .or(text("/region"))
+                .and_then(Region::read)
+                .or_else(|| Region::read("us-east-1"))
+                .expect("a region's name"),
+            function: "codedeploy-agent-restarter".to_owned(),
+        };
+        let region = home.region.as_str();
         let time = text("/time")
             .and_then(Timestamp::parse)
             .unwrap_or(USUAL_TIME);
@@ -146,25 +155,20 @@ impl Stage {
         let mut state = State::for_pipeline(
             text("/detail/pipeline").unwrap_or("my-pipeline"),
             text("/detail/execution-id").unwrap_or("3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f"),
-            &region,
+            region,
             instances,
         );
-        state.account.clone_from(&account);
-        let incidents = fill(&mut state, &region);
+        home.account.as_str().clone_into(&mut state.account);
+        let incidents = fill(&mut state, region);
         #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit")]
         let start = (time.0 + ARRIVAL) as f64;
         Self {
             world: World::new(state, start),
-            home: Home {
-                account,
-                region: region.clone(),
-                function: "codedeploy-agent-restarter".to_owned(),
-            },
+            home,
             event,
             settings,
             incidents,
             start,
-            region,
         }
     }
 
@@ -263,7 +267,7 @@ impl Stage {
         });
         Restarter {
             settings: settings.expect("the demo's settings are in order"),
-            clients: Clients::new(&self.world.sdk_config(&self.region)),
+            clients: Clients::new(&self.world.sdk_config(self.home.region.as_str())),
             print: |_| {},
         }
     }
@@ -296,11 +300,11 @@ pub fn table(group: &GroupReport) -> Vec<Row> {
     group
         .instances
         .iter()
-        .filter_map(|(id, entry)| Some((id, entry, entry.outcome.as_ref()?)))
-        .map(|(id, entry, outcome)| Row {
-            id: id.clone(),
+        .filter_map(|(target, entry)| Some((target, entry, entry.outcome.as_ref()?)))
+        .map(|(target, entry, outcome)| Row {
+            id: target.to_string(),
             name: entry.name.clone().unwrap_or_default(),
-            outcome: outcome.kind.word(),
+            outcome: outcome.kind().word(),
             before_kib: memory(outcome).map(|memory| memory.0),
             after_kib: memory(outcome).map(|memory| memory.1),
             detail: outcome.detail.clone(),

@@ -38,6 +38,7 @@ mod world;
 pub use scenario::{
     APPLICATION, AUTO_SCALING_GROUP, DEPLOYMENT, DEPLOYMENT_GROUP, DOCUMENT, TOPIC, instance_id,
 };
+pub use ssm::PARAMETERS;
 pub use state::{
     Action, Agent, AgentFault, Answer, AutoScalingGroup, Command, Deployment, DeploymentGroup,
     Document, DocumentKind, Execution, Fault, FaultKind, Host, Invocation, Member, Message,

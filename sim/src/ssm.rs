@@ -33,7 +33,7 @@ const PING_EVERY: f64 = 60.0;
 /// Seconds before the start at which every node was registered.
 const REGISTERED: f64 = -864_000.0;
 /// The document's parameters, each with its default where it has one.
-const PARAMETERS: [(&str, Option<&str>); 5] = [
+pub const PARAMETERS: [(&str, Option<&str>); 5] = [
     ("triggeredAt", None),
     ("sentAt", None),
     ("busyWaitSeconds", Some("120")),

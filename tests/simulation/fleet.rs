@@ -171,7 +171,8 @@ struct Draft {
     last_action: f64,
     /// How likely it is that something is the matter with a host.
     sick: f64,
-    /// Hosts are called as long as Systems Manager allows, so that a message about many of them needs several parts.
+    /// Hosts are called as long as Systems Manager allows, so that a message about many of them cannot hold all that there is
+    /// to say.
     long_names: bool,
     instances: usize,
     deployments: usize,
@@ -259,7 +260,7 @@ impl Draft {
             83..=87 => rng.usize(61..=100),
             88..=97 => rng.usize(101..=160),
             98 => rng.usize(161..=260),
-            // So many that their report may not fit into one message.
+            // So many that what there is to say about them does not fit into one message.
             _ => rng.usize(261..=300),
         }
     }

@@ -7,9 +7,11 @@
 //! | `subject` | which groups an event is about | |
 //! | `candidates` | which instances are of a group, and where each stands at a time | |
 //! | `report` | what the function says | 0, 1, 2 |
+//! | `messages` | what it tells: to whom it matters, and all of it | 2, 7 |
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
 //! | `sends` | what was sent: to whom, and when | 6 |
+//! | `rows` | whether groups that share instances follow each other | 6 |
 //! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
 
@@ -17,7 +19,9 @@ mod calls;
 mod candidates;
 mod claims;
 mod hosts;
+mod messages;
 mod report;
+mod rows;
 mod sends;
 mod subject;
 mod window;
@@ -142,8 +146,8 @@ impl<'a> Evidence<'a> {
         match &invocation.end {
             End::Reported(report, answer) => {
                 self.accounted(&who, &subject, invocation, report, answer);
-                self.told(&who, report, answer, &calls);
-                self.skips(&who, &subject, invocation, report);
+                self.told(&who, invocation, report, answer, &calls);
+                self.skips(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
                 self.calm(&who, invocation, report);
             }
@@ -168,5 +172,6 @@ impl<'a> Evidence<'a> {
             End::Lost | End::OutOfTime | End::Failed(_) => {}
         }
         self.sends(&who, &subject, invocation, &calls);
+        self.rows(&who, &subject, invocation, &calls);
     }
 }

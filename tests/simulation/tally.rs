@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use codedeploy_agent_restarter::decision::Target;
+use codedeploy_agent_restarter::report::Report;
+use serde_json::Value;
 use sim::{Call, Host, State};
 
 use crate::deliveries::{Course, End, Fate};
@@ -112,6 +115,14 @@ const MORE_CONDITIONS: [&str; 16] = [
     "deployment that starts during the run",
     "vanishes between inventory and send",
 ];
+/// What there is only with several groups, or with many instances.
+const TOGETHER: [&str; 5] = [
+    "sent to by two groups, one after the other",
+    "second group finds it fresh",
+    "several messages of one event",
+    "text that does not name all",
+    "message that omits rows",
+];
 /// What counts once a report accounts for the instance: the function decides by it. Everything else that concerns an
 /// instance takes effect on the host, or in the answer from there, and counts once a command was sent to it.
 const DECIDED_BY: [&str; 9] = [
@@ -149,7 +160,7 @@ impl<'a> Concerned<'a> {
         let commands = end.regions.values().flat_map(|region| &region.commands);
         Self {
             reported: groups
-                .flat_map(|group| group.instances.keys().map(String::as_str))
+                .flat_map(|group| group.instances.keys().map(Target::as_str))
                 .collect(),
             sent: commands
                 .flat_map(|command| &command.invocations)
@@ -199,7 +210,7 @@ impl Tally {
                 .filter(|kind| *kind != "expired page token")
         };
         let writes = WRITES.map(|(_, table)| (table, unpaged().collect::<Vec<_>>()));
-        let expected: [(&'static str, Vec<&str>); 9] = [
+        let expected: [(&'static str, Vec<&str>); 10] = [
             ("faults by kind", KINDS.to_vec()),
             ("faults by operation", faulty.to_vec()),
             ("changes in mid-run", CHANGES.to_vec()),
@@ -212,6 +223,7 @@ impl Tally {
             ),
             ("odd lifecycle states", lifecycles.collect()),
             ("verbatim answers", verbatim_names()),
+            ("groups and messages", TOGETHER.to_vec()),
         ];
         for (table, names) in expected.into_iter().chain(writes) {
             for name in names {
@@ -241,6 +253,7 @@ impl Tally {
             self.count_hosts(scene, &concerned);
             self.count_circumstances(scene, course, calls);
             self.count_calls(calls);
+            self.count_messages(calls);
         });
         let last = course
             .invocations
@@ -281,10 +294,11 @@ impl Tally {
             let End::Reported(report, _) = &invocation.end else {
                 continue;
             };
+            self.count_together(report);
             for problem in report.problems() {
                 self.add(
                     "problems",
-                    &format!("{}: {}", problem.step, problem.code),
+                    &format!("{}: {}", problem.step, problem.code.word()),
                     1,
                 );
             }
@@ -293,9 +307,61 @@ impl Tally {
                 .iter()
                 .flat_map(|group| group.instances.values());
             for outcome in groups.filter_map(|entry| entry.outcome.as_ref()) {
-                self.add("outcomes", outcome.kind.word(), 1);
+                self.add("outcomes", outcome.kind().word(), 1);
             }
         }
+    }
+
+    /// Instances that two groups of one event have sent to.
+    fn count_together(&mut self, report: &Report) {
+        let mut sent: BTreeMap<(&str, &Target), Vec<&str>> = BTreeMap::new();
+        for group in &report.groups {
+            for (target, entry) in &group.instances {
+                let outcome = entry.outcome.as_ref();
+                if let Some(outcome) = outcome.filter(|outcome| outcome.command_id.is_some()) {
+                    let here = sent
+                        .entry((group.name.region.as_str(), target))
+                        .or_default();
+                    here.push(outcome.kind().word());
+                }
+            }
+        }
+        let twice = || sent.values().filter(|words| words.len() > 1);
+        let fresh = twice().filter(|words| words[1..].contains(&"already-restarted"));
+        let fresh = usize::from(fresh.count() > 0);
+        let names = [TOGETHER[0], TOGETHER[1]];
+        for (name, count) in names
+            .into_iter()
+            .zip([usize::from(twice().count() > 0), fresh])
+        {
+            self.add("groups and messages", name, count);
+        }
+    }
+
+    fn count_messages(&mut self, calls: &[Call]) {
+        let mut of_runs: BTreeMap<&str, usize> = BTreeMap::new();
+        for call in calls
+            .iter()
+            .filter(|call| call.operation == "Publish" && call.attempt <= 1)
+        {
+            *of_runs.entry(&call.access_key).or_default() += 1;
+            let message = call.params["Message"].as_str().unwrap_or_default();
+            let bodies: Value = serde_json::from_str(message).unwrap_or_default();
+            let contains = |protocol: &str, text: &str| {
+                bodies[protocol]
+                    .as_str()
+                    .is_some_and(|body| body.contains(text))
+            };
+            let found = [
+                (TOGETHER[3], contains("default", "\n  and ")),
+                (TOGETHER[4], contains("sqs", "\"omitted\"")),
+            ];
+            for (name, found) in found {
+                self.add("groups and messages", name, usize::from(found));
+            }
+        }
+        let several = of_runs.values().filter(|count| **count > 1).count();
+        self.add("groups and messages", TOGETHER[2], several);
     }
 
     fn count_drawn(&mut self, scene: &Scene, concerned: &Concerned<'_>) {

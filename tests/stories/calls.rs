@@ -1,10 +1,7 @@
 //! Which calls are made: no more than can answer, none larger than AWS takes, and every page of what they give.
 
-use std::time::Duration;
-
 use serde_json::json;
 use sim::Target;
-use tokio::time::sleep;
 
 use super::decisions::tagged;
 use super::support::{EVENT_TIME, REGION, Story, commands, id};
@@ -244,55 +241,38 @@ async fn a_command_names_its_instances_in_order_and_leaves_the_rate_to_us() {
     }
 }
 
-/// The list of nodes moved up while it was read, and an instance that is online stood on no page: it was skipped,
-/// since the deployment had not reached it.
 #[tokio::test(start_paused = true)]
-async fn who_falls_between_two_pages_of_the_inventory_is_asked_for_again() {
-    let story = tagged(6).given(|state| {
-        state.page_shortfall = 47;
-        let targets = &mut state.deployment("d-EXAMPLEE5").targets;
-        targets[3].lifecycle_started = false;
-    });
-    let goes_away = async {
-        while story.count("DescribeInstanceInformation") == 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-        story
-            .world
-            .with(|state| state.host(&id(1)).state = "terminated".to_owned());
-    };
-    let (told, ()) = tokio::join!(story.run(), goes_away);
-    assert_eq!(story.sent_to(), [2, 3, 4, 5, 6].map(id));
-    assert_eq!(told.counts()["restarted"], 5);
+async fn the_first_command_waits_for_no_turn_of_its_own() {
+    for instances in [1, 50, 130, 150] {
+        let story = Story::of(instances);
+        story.run().await;
+        let latency = story.world.with(|state| state.latency);
+        let inventory = story.times_of("DescribeInstanceInformation");
+        let sent = story.times_of("SendCommand")[0];
+        let waited = sent - inventory[0];
+        assert!(
+            waited <= latency * 1.01,
+            "{instances} instances: sent {waited} s after the inventory was asked for"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_falls_between_two_pages_of_auto_scaling_is_asked_for_again() {
-    let story = tagged(6).given(|state| {
-        state.page_sizes.auto_scaling_instances = 3;
-        let members = (1..=6).map(|n| sim::Member {
-            id: id(n),
-            lifecycle: if n == 4 { "Pending:Wait" } else { "InService" }.to_owned(),
-        });
-        state
-            .region(REGION)
-            .auto_scaling_groups
-            .push(sim::AutoScalingGroup {
-                name: "another".to_owned(),
-                instances: members.collect(),
-            });
-    });
-    let leaves = async {
-        while story.count("DescribeAutoScalingInstances") == 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-        story.world.with(|state| {
-            state.region(REGION).auto_scaling_groups[0]
-                .instances
-                .remove(0);
-        });
-    };
-    let (told, ()) = tokio::join!(story.run(), leaves);
-    assert_eq!(told.counts(), &json!({"restarted": 5, "skipped": 1}));
-    assert!(!story.sent_to().contains(&id(4)));
+async fn whoever_is_asked_for_at_once_fits_one_page() {
+    let story = tagged(130);
+    story.run().await;
+    let calls = story.world.calls();
+    let asked = calls
+        .iter()
+        .filter(|call| call.operation == "DescribeInstanceInformation");
+    for call in asked {
+        let ids = &call.params["Filters"][0]["Values"];
+        let ids = ids.as_array().expect("ids").len() as u64;
+        assert!(ids <= call.params["MaxResults"].as_u64().expect("a number"));
+    }
+    let pages = [
+        "DescribeAutoScalingInstances",
+        "DescribeInstanceInformation",
+    ];
+    assert_eq!(pages.map(|operation| story.count(operation)), [3, 3]);
 }

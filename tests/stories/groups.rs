@@ -9,7 +9,7 @@ use sim::{
 };
 use tokio::time::sleep;
 
-use super::support::{REGION, Story, commands, id, most_at_once};
+use super::support::{REGION, Story, id, most_at_once};
 
 /// A second group of the same event, `shop/back`, which deployed to instances of its own in that region.
 pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive<usize>) -> Story {
@@ -17,7 +17,7 @@ pub fn with_separate_group(story: Story, region: &str, instances: RangeInclusive
 }
 
 /// A group of the application `shop`, whose name has four letters.
-fn with_group_of_shop(
+pub fn with_group_of_shop(
     story: Story,
     name: &str,
     region: &str,
@@ -101,42 +101,106 @@ fn with_second_group(story: Story, completed_at: f64) -> Story {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_in_two_groups_is_sent_to_once_and_counted_in_both() {
-    for (completed_at, by_second) in [(-1.0, true), (-60.0, false)] {
-        let story = with_second_group(Story::of(3), completed_at).given(|state| {
-            state.host(&id(3)).agent.fault = Some(AgentFault::AgentDown);
-        });
+async fn groups_that_share_instances_follow_each_other_and_restart_each_agent_once() {
+    for completed_at in [-1.0, -60.0] {
+        let story = with_second_group(Story::of(3), completed_at);
         let told = story.run().await;
         let groups = &told.answer["groups"];
-        assert_eq!(groups[0]["counts"], json!({"failed": 1, "restarted": 2}));
-        assert_eq!(groups[1]["counts"], json!({"failed": 1, "restarted": 1}));
-        assert_eq!(groups[0]["attention"], groups[1]["attention"]);
-        let mut sizes: Vec<usize> = commands(&story)
-            .iter()
-            .map(|params| params["InstanceIds"].as_array().expect("ids").len())
-            .collect();
-        sizes.sort_unstable();
-        // The group whose deployment ended last restarts the shared ones.
-        assert_eq!(sizes, if by_second { vec![1, 2] } else { vec![3] });
+        assert_eq!(groups[0]["counts"], json!({"restarted": 3}));
+        assert_eq!(groups[1]["counts"], json!({"already-restarted": 2}));
+        assert!(story.silent());
+        let flights = story.flights();
+        let (first, second) = flights.split_at(3);
+        let ended = first.iter().filter_map(|flight| flight.ended);
+        let last = ended.fold(f64::MIN, f64::max);
+        assert!(second.iter().all(|flight| flight.sent > last));
+        story.world.with(|state| {
+            for n in 1..=3 {
+                assert_eq!(state.host(&id(n)).agent.restarts.len(), 1, "{}", id(n));
+            }
+        });
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_is_left_alone_while_a_deployment_of_any_of_its_groups_runs() {
+async fn what_became_of_a_shared_instance_is_told_by_each_of_its_groups_in_a_message_of_its_own() {
+    for (change, first, second) in [
+        (
+            (|host| host.ping = "ConnectionLost".to_owned()) as fn(&mut Host),
+            "unreachable",
+            "unreachable",
+        ),
+        (|host| host.offline = true, "undelivered", "undelivered"),
+        (
+            |host| host.agent.busy = vec![[0.0, 5_000.0]],
+            "busy",
+            "busy",
+        ),
+        (
+            |host| host.agent.fault = Some(AgentFault::AgentUnhealthy),
+            "failed",
+            "failed",
+        ),
+        (
+            |host| host.agent.running = false,
+            "started",
+            "already-restarted",
+        ),
+    ] {
+        let story = with_second_group(Story::of(3), -3.0).given(|state| change(state.host(&id(3))));
+        let told = story.run().await;
+        let groups = &told.answer["groups"];
+        assert_eq!(groups[0]["counts"][first], 1, "{groups:#}");
+        let fine = second == "already-restarted";
+        let others = json!({second: 1 + i32::from(fine), "already-restarted": 1 + i32::from(fine)});
+        assert_eq!(groups[1]["counts"], others, "{groups:#}");
+        let messages = story.world.messages();
+        let of_groups: Vec<_> = messages
+            .iter()
+            .map(|message| message.attributes["deploymentGroup"]["Value"].clone())
+            .collect();
+        match first {
+            "started" => assert!(of_groups.is_empty()),
+            _ => assert_eq!(of_groups, [sim::DEPLOYMENT_GROUP, "second"]),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_of_one_group_makes_only_that_group_busy_and_its_hosts_wait_by_themselves() {
     let story = with_second_group(Story::of(3), -1.0).given(|state| {
         let mut other = state.deployment("d-SECOND001").clone();
         other.id = "d-RUNNING01".to_owned();
         other.status = "InProgress".to_owned();
         other.completed_at = None;
         state.region(REGION).deployments.push(other);
+        // Its lifecycle event on a host of both groups.
+        state.host(&id(3)).agent.busy = vec![[0.0, 70.0]];
     });
     let told = story.run().await;
-    assert_eq!(
-        told.answer["groups"][0]["counts"],
-        json!({"busy": 2, "restarted": 1})
-    );
-    assert_eq!(told.answer["groups"][1]["counts"], json!({"busy": 2}));
-    assert_eq!(story.sent_to(), [id(1)]);
+    let groups = &told.answer["groups"];
+    assert_eq!(groups[0]["counts"], json!({"restarted": 3}));
+    assert_eq!(groups[1]["counts"], json!({"busy": 2}));
+    let restarted = story
+        .world
+        .with(|state| state.host(&id(3)).agent.restarts[0]);
+    assert!(restarted > 70.0, "{restarted} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_had_to_wait_for_another_asks_anew_whether_a_deployment_of_it_runs() {
+    let story = with_second_group(Story::of(3), -1.0).given(|state| {
+        let mut other = state.deployment("d-SECOND001").clone();
+        other.id = "d-RUNNING01".to_owned();
+        other.created_at = 20.0;
+        other.completed_at = Some(2_000.0);
+        state.region(REGION).deployments.push(other);
+    });
+    let told = story.run().await;
+    let groups = &told.answer["groups"];
+    assert_eq!(groups[0]["counts"], json!({"restarted": 3}));
+    assert_eq!(groups[1]["counts"], json!({"busy": 2}));
+    assert_eq!(story.sent_to().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,9 +351,9 @@ async fn a_group_s_failures_hold_no_other_group_back() {
     let groups = &told.answer["groups"];
     assert_eq!(groups[0]["counts"], json!({"failed": 1, "held-back": 3}));
     assert_eq!(groups[1]["counts"], json!({"restarted": 4}));
-    // One message tells of both.
+    // Nobody is woken for the other one.
     let mail = story.body("email");
-    assert!(mail.contains("shop/back"), "{mail}");
+    assert!(!mail.contains("shop/back"), "{mail}");
     assert!(mail.contains(&id(1)), "{mail}");
 }
 
@@ -305,87 +369,6 @@ async fn a_region_without_the_document_leaves_the_other_groups_alone() {
     let remedy = groups[0]["problem"]["remedy"].to_string();
     assert!(remedy.contains(sim::DOCUMENT), "{remedy}");
     assert_eq!(groups[1]["counts"], json!({"restarted": 2}));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_shared_instance_counts_in_the_fleet_of_the_group_that_sends_to_it() {
-    // Four in the first group; three of them are shared, and the second group's deployment ended later.
-    let story = with_second_group(Story::of(4), -1.0).setting("MAX_CONCURRENCY", "50%");
-    let told = story.run().await;
-    assert_eq!(told.answer["groups"][0]["counts"], json!({"restarted": 4}));
-    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 3}));
-    let flights = story.flights();
-    assert_eq!(flights.len(), 4, "each once");
-    let of_first: Vec<_> = flights.iter().filter(|f| f.instance == id(1)).collect();
-    let of_second: Vec<_> = flights
-        .iter()
-        .filter(|f| f.instance != id(1))
-        .cloned()
-        .collect();
-    assert_eq!(of_first.len(), 1);
-    // Half of three is two, half of one is one.
-    assert_eq!(most_at_once(&of_second), 2);
-    assert!(of_first[0].sent < 2.0);
-
-    // The other way round: the first group sends to all four, two at a time.
-    let story = with_second_group(Story::of(4), -60.0).setting("MAX_CONCURRENCY", "50%");
-    story.run().await;
-    assert_eq!(most_at_once(&story.flights()), 2);
-
-    // Two of four are shared: each group has two, and sends to one at a time.
-    let story = with_second_group(Story::of(4), -1.0)
-        .setting("MAX_CONCURRENCY", "50%")
-        .given(|state| {
-            state.deployment("d-SECOND001").targets.remove(0);
-        });
-    story.run().await;
-    let flights = story.flights();
-    let (shared, own): (Vec<_>, Vec<_>) = flights
-        .into_iter()
-        .partition(|flight| flight.instance >= id(3));
-    assert_eq!((own.len(), shared.len()), (2, 2));
-    assert_eq!(most_at_once(&own), 1);
-    assert_eq!(most_at_once(&shared), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn of_two_groups_with_one_moment_the_first_sends_to_the_shared_instances() {
-    let story = with_second_group(Story::of(3), -5.0).setting("MAX_CONCURRENCY", "100%");
-    let told = story.run().await;
-    assert_eq!(told.answer["groups"][0]["counts"], json!({"restarted": 3}));
-    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 2}));
-    let comments: Vec<_> = commands(&story)
-        .iter()
-        .map(|params| params["Comment"].to_string())
-        .collect();
-    assert_eq!(comments.len(), 1, "{comments:?}");
-    assert!(comments[0].contains(sim::DEPLOYMENT_GROUP), "{comments:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_outcome_of_a_shared_instance_stands_in_both_groups_whatever_it_is() {
-    for (change, outcome) in [
-        (
-            (|host| host.ping = "ConnectionLost".to_owned()) as fn(&mut Host),
-            "unreachable",
-        ),
-        (|host| host.offline = true, "undelivered"),
-        (|host| host.agent.busy = vec![[0.0, 5_000.0]], "busy"),
-        (|host| host.agent.running = false, "started"),
-        (|host| host.agent.started_at = 0.0, "already-restarted"),
-    ] {
-        let story = with_second_group(Story::of(3), -3.0)
-            .setting("MAX_CONCURRENCY", "1")
-            .given(|state| change(state.host(&id(3))));
-        let told = story.run().await;
-        for (group, restarted) in [(0, 2), (1, 1)] {
-            assert_eq!(
-                told.answer["groups"][group]["counts"],
-                json!({outcome: 1, "restarted": restarted}),
-                "group {group}"
-            );
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,51 +393,23 @@ async fn a_deployment_that_begins_while_a_sister_group_waits_is_not_met_by_a_res
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn when_nobody_can_say_any_more_whether_a_deployment_runs_everybody_is_held_back() {
-    // The other group waits for 95 s. Then the first one's answer is old, and cannot be had again.
-    let story = with_separate_group(Story::of(2), REGION, 11..=12).given(|state| {
-        let mut other = state.deployment("d-BACK00001").clone();
-        other.id = "d-RUNNING01".to_owned();
-        other.completed_at = Some(95.0);
-        state.region(REGION).deployments.push(other);
-        state.host(&id(2)).managed = false;
-    });
-    let refusal = async {
-        sleep(Duration::from_secs(99)).await;
-        story.world.with(|state| {
-            state.faults.push(sim::Fault {
-                operation: "ListDeployments".to_owned(),
-                code: Some("AccessDeniedException".to_owned()),
-                after: 1,
-                times: 100,
-                ..sim::Fault::default()
-            });
-        });
-    };
-    let (told, ()) = tokio::join!(story.run(), refusal);
-    let first = &told.answer["groups"][0];
-    assert_eq!(first["counts"], json!({"held-back": 1, "unreachable": 1}));
-    assert_eq!(first["problem"]["step"], "quiet");
-    assert_eq!(told.answer["groups"][1]["counts"], json!({"restarted": 2}));
-    assert_eq!(story.sent_to(), [id(11), id(12)]);
-}
-
-/// Calls of Systems Manager take turns, two at a time in a region. Where two hung, a third group's command waited for its
+/// Calls of Systems Manager take turns, some at a time in a region. Where these hung, another group's command waited for its
 /// turn with lifecycle states that were fresh when it began to wait: seed 509576, in which they were 66 s old in the end.
 #[tokio::test(start_paused = true)]
 async fn who_began_to_leave_while_a_command_waited_for_its_turn_is_not_sent_to() {
     let story = with_separate_group(Story::of(2), REGION, 11..=12);
-    let story = with_group_of_shop(story, "side", REGION, 21..=22).given(|state| {
+    let story = with_group_of_shop(story, "side", REGION, 21..=22);
+    let story = with_group_of_shop(story, "left", REGION, 31..=32);
+    let story = with_group_of_shop(story, "tail", REGION, 41..=42).given(|state| {
         let members = &mut state.region(REGION).auto_scaling_groups[0].instances;
-        members.extend([11, 21].map(|n| Member {
+        members.extend([11, 21, 31, 41].map(|n| Member {
             id: id(n),
             lifecycle: "InService".to_owned(),
         }));
         state.faults.push(Fault {
             operation: "SendCommand".to_owned(),
             kind: FaultKind::NoReply,
-            times: 14,
+            times: 28,
             ..Fault::default()
         });
     });
@@ -474,7 +429,7 @@ async fn who_began_to_leave_while_a_command_waited_for_its_turn_is_not_sent_to()
     let late: Vec<String> = late.map(|call| call.params.to_string()).collect();
     assert!(!late.is_empty(), "no command waited: {:#}", told.answer);
     for params in late {
-        for n in [1, 2, 11, 21] {
+        for n in [1, 2, 11, 21, 31, 41] {
             assert!(!params.contains(&id(n)), "{} is leaving: {params}", id(n));
         }
     }

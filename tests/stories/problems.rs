@@ -17,7 +17,12 @@ async fn a_call_that_is_refused_is_a_problem_with_its_remedy() {
         ("GetDeployment", "AccessDeniedException", "deployments", 0),
         ("ListDeployments", "AccessDeniedException", "quiet", 0),
         ("GetDeploymentGroup", "AccessDeniedException", "fleet", 0),
-        ("ListDeploymentTargets", "AccessDeniedException", "fleet", 0),
+        (
+            "ListDeploymentTargets",
+            "AccessDeniedException",
+            "deployments",
+            0,
+        ),
         ("DescribeAutoScalingGroups", "AccessDenied", "fleet", 0),
         (
             "DescribeInstanceInformation",

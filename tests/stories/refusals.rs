@@ -6,7 +6,7 @@ use serde_json::json;
 use sim::{AgentFault, Fault, FaultKind};
 use tokio::time::sleep;
 
-use super::support::{IN_WAVES, Story, id, most_at_once};
+use super::support::{Story, id, most_at_once};
 
 #[tokio::test(start_paused = true)]
 async fn an_id_that_spoils_its_command_is_split_off() {
@@ -91,9 +91,8 @@ async fn an_instance_that_begins_to_leave_before_its_turn_is_not_sent_to() {
     let (told, ()) = tokio::join!(story.run(), leaves);
     assert_eq!(told.counts(), &json!({"restarted": 9, "skipped": 1}));
     assert!(!story.sent_to().contains(&id(8)));
-    // For each command of the second round, of which there is one unless Run Command sends in waves.
-    let again = story.count("DescribeAutoScalingInstances");
-    assert!(again == 1 || IN_WAVES && again == 2, "{again}");
+    // For the one command of the second round.
+    assert_eq!(story.count("DescribeAutoScalingInstances"), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,9 +20,6 @@ pub const PIPELINE: &str = "my-pipeline";
 pub const EXECUTION: &str = "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f";
 pub const FUNCTION_ARN: &str = "arn:aws:lambda:us-east-1:123456789012:function:restarter";
 
-/// Whether Run Command hands commands out in waves: this file is compiled into two tests, one for each way.
-pub const IN_WAVES: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"ramped");
-
 pub struct Story {
     pub world: World,
     environment: BTreeMap<&'static str, String>,
@@ -47,8 +44,7 @@ impl Story {
         Self::with(State::for_pipeline(PIPELINE, EXECUTION, REGION, instances))
     }
 
-    pub fn with(mut state: State) -> Self {
-        state.ramp = IN_WAVES;
+    pub fn with(state: State) -> Self {
         let environment = BTreeMap::from([
             ("TOPIC_ARN", sim::TOPIC.to_owned()),
             ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),

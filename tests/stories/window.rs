@@ -1,12 +1,12 @@
 //! How many restarts are in flight at the same time, and when failures stop the sending.
 
 use serde_json::json;
-use sim::{AgentFault, Answer, Fault, FaultKind};
+use sim::{AgentFault, Answer};
 use tokio::time::sleep;
 
 use std::time::Duration;
 
-use super::support::{EVENT_TIME, IN_WAVES, REGION, Story, commands, id, in_flight, most_at_once};
+use super::support::{EVENT_TIME, REGION, Story, commands, id, in_flight, most_at_once};
 
 #[tokio::test(start_paused = true)]
 async fn half_of_the_fleet_at_a_time_takes_two_rounds() {
@@ -18,11 +18,6 @@ async fn half_of_the_fleet_at_a_time_takes_two_rounds() {
         .map(|params| params["InstanceIds"].as_array().expect("ids").len())
         .collect();
     assert!(most_at_once(&story.flights()) <= 5);
-    if IN_WAVES {
-        // What is free is refilled, though the rest of the first five still waits for its wave.
-        assert_eq!(sizes.iter().sum::<usize>(), 10);
-        return;
-    }
     assert_eq!(sizes, [5, 5]);
     story.world.with(|state| {
         let first = (1..=5).map(|n| state.host(&id(n)).agent.restarts[0]);
@@ -116,34 +111,6 @@ async fn the_window_is_refilled_when_a_quarter_of_it_is_free() {
     assert_eq!(sizes.iter().sum::<usize>(), 16);
 }
 
-/// When the reply of `SendCommand` gets lost, the SDK sends a second command. Its script finds the first one's at
-/// work and ends at once, and its slot was given to the next instance: with three lost replies, twelve of ten
-/// restarted at the same time.
-#[tokio::test(start_paused = true)]
-async fn an_agent_that_another_command_restarts_keeps_its_slot() {
-    let story = Story::of(2)
-        .setting("MAX_CONCURRENCY", "1")
-        .setting("BUSY_WAIT_SECONDS", "0")
-        .given(|state| {
-            state.host(&id(1)).agent.restart_seconds = 100.0;
-            state.faults.push(Fault {
-                operation: "SendCommand".to_owned(),
-                kind: FaultKind::NoReplyAfter,
-                times: 1,
-                ..Fault::default()
-            });
-        });
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 1}));
-    assert_eq!(story.sent_to(), [id(1), id(1), id(2)]);
-    let flights = story.flights();
-    let refused = flights[1].ended.expect("it ended with code 22");
-    // The script's own deadline, and a look.
-    let pause = flights[2].sent - refused;
-    assert!((300.0..=310.0).contains(&pause), "{pause} s");
-    assert!(flights[0].ended.expect("it restarted the agent") < flights[2].sent);
-}
-
 #[tokio::test(start_paused = true)]
 async fn too_many_failures_stop_the_sending_and_the_rest_is_told() {
     let story = Story::of(20)
@@ -227,7 +194,7 @@ async fn a_quarter_of_the_window_that_is_free_is_refilled_at_the_next_look() {
             let next = flights.iter().find(|flight| flight.sent >= end);
             let sent = next.expect("one more was sent").sent;
             // A look every five seconds, which takes some tenths.
-            let soon = sent - end <= if IN_WAVES { 6.5 } else { 5.8 };
+            let soon = sent - end <= 5.8;
             assert!(
                 soon || free * 4 < window,
                 "{free} of {window} were free at {end} s, and the next was sent at {sent} s"
@@ -357,10 +324,6 @@ async fn an_update_a_hanging_restart_and_a_draining_agent_stop_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn who_does_not_start_gives_its_slot_away_though_the_others_still_run() {
-    if IN_WAVES {
-        // There the others' movement says that its turn may still come.
-        return;
-    }
     let story = Story::of(4)
         .setting("MAX_CONCURRENCY", "3")
         .setting("BUSY_WAIT_SECONDS", "240")

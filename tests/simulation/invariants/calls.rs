@@ -8,9 +8,10 @@ use sim::{Call, FaultKind};
 use super::{Evidence, LIMITS, MOMENT, READ_ONLY};
 use crate::deliveries::{Delivery, End, Invocation, Meaning};
 
-/// Calls of Systems Manager in any second, in one region, by one function; the SDK's repeats of one call follow
-/// its own back-off and do not count.
-const SSM_CALLS_A_SECOND: usize = 5;
+/// Calls of Systems Manager that may come at once, in one region, from one function, and how many a second more than
+/// these; the SDK's repeats of one call follow its own back-off and do not count.
+const SSM_CALLS_AT_ONCE: f64 = 10.0;
+const SSM_CALLS_A_SECOND: f64 = 5.0;
 /// Calls of one invocation, repeats included: twice the most that 4,000 seeds saw.
 const MOST_CALLS: usize = 4_000;
 /// The same without Systems Manager's: nothing but the polls may grow with the time that a run takes.
@@ -72,14 +73,12 @@ impl Evidence<'_> {
             }
         }
         for (region, times) in turns {
-            let crowd = times.windows(SSM_CALLS_A_SECOND + 1).find(|window| {
-                window
-                    .last()
-                    .zip(window.first())
-                    .is_some_and(|(last, first)| last - first < 0.99)
-            });
-            if let Some(crowd) = crowd {
-                self.broken(LIMITS, format!("{who}: more than {SSM_CALLS_A_SECOND} calls of SSM in {region} in a second: {crowd:?}"));
+            if let Some(at) = crowded(&times) {
+                let what = format!(
+                    "{who}: more than {SSM_CALLS_AT_ONCE} calls of SSM at once and {SSM_CALLS_A_SECOND} a second in \
+                     {region}, at {at:.3}"
+                );
+                self.broken(LIMITS, what);
             }
         }
     }
@@ -112,6 +111,18 @@ impl Evidence<'_> {
             self.broken(READ_ONLY, format!("{who}: a dry run says that it notified"));
         }
     }
+}
+
+/// When there were, in some stretch of time, more calls than may come at once and as many a second: each fills a vessel
+/// that leaks at that rate.
+fn crowded(times: &[f64]) -> Option<f64> {
+    let (mut level, mut before) = (0.0_f64, f64::MIN);
+    times.iter().copied().find(|at| {
+        level = (level - (at - before) * SSM_CALLS_A_SECOND).max(0.0) + 1.0;
+        before = *at;
+        // All times are in whole milliseconds.
+        level > SSM_CALLS_AT_ONCE + 0.1
+    })
 }
 
 fn breaks_a_limit(call: &Call) -> Option<String> {
@@ -154,8 +165,8 @@ fn breaks_a_limit(call: &Call) -> Option<String> {
                     name.len() + part("DataType") + part("StringValue")
                 })
                 .sum();
-            let size = text("Message").len() + attributes;
             let subject = text("Subject");
+            let size = text("Message").len() + subject.len() + attributes;
             let plain =
                 subject.len() < 100 && subject.bytes().all(|byte| (b' '..=b'~').contains(&byte));
             (size > 262_144 || !plain || subject.is_empty())

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sim::DeploymentGroup;
+use sim::{Call, DeploymentGroup};
 
+use super::calls::texts;
 use super::subject::Meant;
 use super::{Evidence, MOMENT};
 use crate::fleet::Scene;
@@ -33,6 +34,21 @@ impl<'a> Evidence<'a> {
             .find(|group| group.application == meant.application && group.name == meant.name)
     }
 
+    /// Whom the group's deployments went to.
+    pub fn targets(&self, meant: &Meant) -> BTreeSet<&'a str> {
+        let held = self.scene.state.regions.get(&meant.region);
+        let deployments = held.into_iter().flat_map(|region| &region.deployments);
+        let ours = deployments.filter(|d| meant.deployments.iter().any(|ours| ours.id == d.id));
+        ours.flat_map(|deployment| {
+            let green =
+                |label: Option<&str>| deployment.style != "BLUE_GREEN" || label == Some("Green");
+            let targets = deployment.targets.iter();
+            targets.filter(move |target| green(target.label.as_deref()))
+        })
+        .map(|target| target.id.as_str())
+        .collect()
+    }
+
     /// Who may be a candidate of the group between the two moments, and who must be.
     pub fn candidates(
         &self,
@@ -40,23 +56,8 @@ impl<'a> Evidence<'a> {
         from: f64,
         to: f64,
     ) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
-        let (mut may, mut must) = (BTreeSet::new(), BTreeSet::new());
-        let held = self.scene.state.regions.get(&meant.region);
-        let deployments = held.into_iter().flat_map(|region| &region.deployments);
-        for deployment in
-            deployments.filter(|d| meant.deployments.iter().any(|ours| ours.id == d.id))
-        {
-            let green =
-                |label: Option<&str>| deployment.style != "BLUE_GREEN" || label == Some("Green");
-            for target in deployment
-                .targets
-                .iter()
-                .filter(|t| green(t.label.as_deref()))
-            {
-                may.insert(target.id.as_str());
-                must.insert(target.id.as_str());
-            }
-        }
+        let mut must = self.targets(meant);
+        let mut may = must.clone();
         let only_targets = meant
             .deployments
             .iter()
@@ -83,6 +84,50 @@ impl<'a> Evidence<'a> {
             }
         }
         (may, must)
+    }
+}
+
+/// Whether the instance may have fallen between two pages of what was read about it: Auto Scaling's list of members and
+/// Systems Manager's of nodes move up when somebody before it leaves between two calls, and who then stands where the
+/// first page ended is on neither. The function asks for no more ids than AWS gives on one page, so that it takes pages
+/// that are shorter than AWS's, and it does not look for such an instance again: of what it read then, nothing is judged.
+pub fn fell_between_pages(scene: &Scene, region: &str, id: &str, calls: &[&Call]) -> bool {
+    let later = calls.iter().filter(|call| {
+        call.region == region
+            && call.params["NextToken"].is_string()
+            && asked_about(call).contains(&id)
+    });
+    later.into_iter().any(|call| {
+        let asked = asked_about(call);
+        let first = calls.iter().rev().find(|first| {
+            first.at < call.at
+                && first.operation == call.operation
+                && first.region == region
+                && first.params["NextToken"].is_null()
+                && asked_about(first) == asked
+        });
+        let from = first.map_or(f64::MIN, |first| first.at);
+        scene.changes.iter().any(|change| {
+            let leaves = match call.operation.as_str() {
+                "DescribeAutoScalingInstances" => {
+                    matches!(change.what, What::Leaves | What::Terminates)
+                }
+                _ => matches!(change.what, What::Vanishes | What::Terminates),
+            };
+            leaves
+                && change.region == region
+                && asked.contains(&change.id.as_str())
+                && (from..=call.at).contains(&change.at)
+        })
+    })
+}
+
+/// The instances that a call names to be told about, by Auto Scaling or by Systems Manager.
+fn asked_about(call: &Call) -> Vec<&str> {
+    match call.operation.as_str() {
+        "DescribeAutoScalingInstances" => texts(&call.params["InstanceIds"]),
+        "DescribeInstanceInformation" => texts(&call.params["Filters"][0]["Values"]),
+        _ => Vec::new(),
     }
 }
 

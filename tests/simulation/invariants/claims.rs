@@ -18,7 +18,8 @@ impl Evidence<'_> {
             let Some(group) = report.groups.iter().find(|group| is(meant, group)) else {
                 continue;
             };
-            for (id, entry) in &group.instances {
+            for (target, entry) in &group.instances {
+                let id = target.as_str();
                 let claim = word(entry);
                 if claim == "skipped" || !FINE.contains(&claim) {
                     continue;

@@ -74,10 +74,10 @@ impl Evidence<'_> {
             };
             let subject = self.subject(self.deliveries[invocation.delivery], invocation);
             let comment = call.params["Comment"].as_str().unwrap_or_default();
-            let meant = subject.groups.iter().find(|meant| {
-                meant.region == region
-                    && comment.ends_with(&format!(" {}/{}", meant.application, meant.name))
-            });
+            let meant = subject
+                .groups
+                .iter()
+                .find(|meant| meant.region == region && comment == meant.comment());
             let Some(meant) = meant.filter(|meant| meant.is_certain()) else {
                 continue;
             };

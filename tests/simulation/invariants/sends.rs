@@ -3,11 +3,10 @@
 use sim::{Call, Deployment, Fault, FaultKind};
 
 use super::calls::texts;
-use super::candidates::{Standing, during};
-use super::report::word;
-use super::subject::{Meant, Subject, by_auto_scaling, is};
+use super::candidates::{Standing, during, fell_between_pages};
+use super::subject::{Meant, Subject, by_auto_scaling};
 use super::{Evidence, MOMENT, RATE, UNHARMED};
-use crate::deliveries::{End, Invocation};
+use crate::deliveries::Invocation;
 use crate::fleet::STAYING;
 
 /// Seconds for which a lifecycle state that was read may be relied on, and those of a wait for the turn to call.
@@ -29,14 +28,10 @@ impl Evidence<'_> {
             .filter(|call| call.operation == "SendCommand" && call.attempt <= 1);
         for call in firsts {
             let comment = call.params["Comment"].as_str().unwrap_or_default();
-            let meant = subject.groups.iter().find(|meant| {
-                meant.region == call.region
-                    && comment
-                        == format!(
-                            "codedeploy-agent-restarter: {}/{}",
-                            meant.application, meant.name
-                        )
-            });
+            let meant = subject
+                .groups
+                .iter()
+                .find(|meant| meant.region == call.region && comment == meant.comment());
             let Some(meant) = meant else {
                 self.broken(
                     UNHARMED,
@@ -46,9 +41,6 @@ impl Evidence<'_> {
             };
             let ids: Vec<&str> = texts(&call.params["InstanceIds"]);
             if let Some(what) = self.wrongly_sent(meant, invocation, call, &ids, calls) {
-                self.broken(UNHARMED, format!("{who}, at {:.3}: {what}", call.at));
-            }
-            if let Some(what) = self.busy_elsewhere(subject, invocation, call, &ids, calls) {
                 self.broken(UNHARMED, format!("{who}, at {:.3}: {what}", call.at));
             }
             if let Some(what) = self.too_many(meant, invocation, call, &ids, calls) {
@@ -118,40 +110,7 @@ impl Evidence<'_> {
             })
             .filter(covers)
             .any(|read| known.is_empty() || during(known, read.at, read.at).any(stays))
-    }
-
-    /// An instance that is of another of the event's groups too, and a deployment of that one was seen running. Where it is
-    /// skipped there, it was starting, leaving or gone when that group was read, of which this one may know better.
-    fn busy_elsewhere(
-        &self,
-        subject: &Subject,
-        invocation: &Invocation,
-        call: &Call,
-        ids: &[&str],
-        calls: &[&Call],
-    ) -> Option<String> {
-        let End::Reported(report, _) = &invocation.end else {
-            return None;
-        };
-        let mut others = subject
-            .groups
-            .iter()
-            .filter(|meant| meant.is_certain() && meant.region == call.region);
-        others.find_map(|meant| {
-            let group = report.groups.iter().find(|group| is(meant, group))?;
-            let asked = last_asked(meant, call, calls).filter(|asked| is_answered(asked))?;
-            let running = self.running(meant, asked.at)?;
-            let (_, must) = self.candidates(meant, invocation.began, call.at);
-            let known = |id: &&&str| {
-                let entry = group.instances.get(**id);
-                must.contains(**id) && entry.is_some_and(|entry| word(entry) != "skipped")
-            };
-            let id = ids.iter().find(known)?;
-            Some(format!(
-                "{id} is sent to, though {} of {} was seen running",
-                running.id, meant.name
-            ))
-        })
+            || fell_between_pages(self.scene, &meant.region, id, calls)
     }
 
     /// A deployment of the group that ran at that time.
@@ -167,7 +126,7 @@ impl Evidence<'_> {
 }
 
 /// The function's last question, before a call, whether a deployment of the group runs.
-fn last_asked<'a>(meant: &Meant, call: &Call, calls: &[&'a Call]) -> Option<&'a Call> {
+pub fn last_asked<'a>(meant: &Meant, call: &Call, calls: &[&'a Call]) -> Option<&'a Call> {
     calls.iter().rev().copied().find(|asked| {
         asked.operation == "ListDeployments"
             && asked.at < call.at

@@ -28,6 +28,14 @@ pub struct Meant {
 }
 
 impl Meant {
+    /// What the group's commands are marked with.
+    pub fn comment(&self) -> String {
+        format!(
+            "codedeploy-agent-restarter: {}/{}",
+            self.application, self.name
+        )
+    }
+
     pub fn is_certain(&self) -> bool {
         !self.unknown && !self.uncertain
     }
@@ -207,10 +215,11 @@ pub fn names(subject: &Subject) -> Vec<&str> {
 }
 
 pub fn is(meant: &Meant, group: &GroupReport) -> bool {
-    group.name.account == ACCOUNT
-        && group.name.region == meant.region
-        && group.name.application == meant.application
-        && group.name.deployment_group == meant.name
+    let name = &group.name;
+    name.account.as_str() == ACCOUNT
+        && name.region.as_str() == meant.region
+        && name.application.as_str() == meant.application
+        && name.deployment_group.as_str() == meant.name
 }
 
 pub fn by_auto_scaling(deployment: &Deployment) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use codedeploy_agent_restarter::fleet::Decision;
+use codedeploy_agent_restarter::decision::Decision;
 use sim::{Call, Host, Invocation as Ran};
 
 use super::Evidence;
@@ -11,11 +11,9 @@ use super::sends::is_answered;
 use super::subject::{Meant, is};
 use crate::deliveries::{End, Invocation};
 
-/// Seconds after which a command that has not begun no longer holds its slot.
+/// Seconds after which an instance whose command has not begun there may lose its slot, at the earliest: the function holds
+/// it longer where others of the same command move.
 const LATE: f64 = 150.0;
-
-/// Beyond its busy wait, the seconds after which the script gives up by itself.
-const DOCUMENT_SECONDS: f64 = 300.0;
 
 /// An invocation as Systems Manager shows it.
 struct Seen {
@@ -88,9 +86,6 @@ impl Evidence<'_> {
                         in_flight.insert(ran.instance_id.as_str());
                     }
                 }
-                if self.restarts_elsewhere(host, ran, call, looked) {
-                    in_flight.insert(ran.instance_id.as_str());
-                }
                 if seen.error
                     && ran.visible_at <= looked
                     && seen.ended.is_some_and(|ended| ended <= looked)
@@ -111,33 +106,6 @@ impl Evidence<'_> {
                 in_flight.len()
             )
         })
-    }
-
-    /// The function saw that another command holds the host's lock (code 22), and that one still runs: its restart takes a slot.
-    fn restarts_elsewhere(&self, host: &Host, ran: &Ran, call: &Call, looked: f64) -> bool {
-        let refused = host.answer.is_none()
-            && matches!(result_of(&ran.output), Some((_, 22)))
-            && ran.visible_at <= looked
-            && ran.ended_at.is_some_and(|ended| ended <= looked);
-        // One that hangs runs on after the script's own deadline, which is all that is known of it.
-        let waits = match self.scene.settings["BUSY_WAIT_SECONDS"].as_str() {
-            "" => 120.0,
-            seconds => seconds.parse().unwrap_or(0.0),
-        };
-        let over = call.at - waits - DOCUMENT_SECONDS;
-        let holds = |other: &Ran| {
-            other.instance_id == ran.instance_id
-                && other
-                    .began_at
-                    .is_some_and(|began| Some(began) <= ran.ended_at && began > over)
-                && other.ended_at.is_none_or(|ended| ended > call.at)
-        };
-        refused
-            && self
-                .commands
-                .iter()
-                .filter(|(sent, _)| sent.region == call.region)
-                .any(|(_, command)| command.invocations.iter().any(holds))
     }
 }
 

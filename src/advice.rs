@@ -1,0 +1,169 @@
+//! What a person should do, about every outcome and every problem. No other file gives advice.
+
+use serde_json::json;
+
+use crate::aws::CallError;
+use crate::clock::Timestamp;
+use crate::document::Verdict;
+use crate::ids::{GroupName, Name};
+use crate::outcome::Cause;
+use crate::problem::Code;
+use crate::trigger::Home;
+
+/// What to do about an outcome.
+pub fn on_outcome(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Reported(verdict) => on_verdict(verdict),
+        Cause::NoProof => {
+            "check that DOCUMENT_NAME is the restart document of this version, and the command's output"
+        }
+        Cause::Skipped => "nothing",
+        Cause::DeploymentRuns => {
+            "nothing, if this function also hears of that deployment's success: it brings the restart; \
+             else repeat by hand"
+        }
+        Cause::Unreachable | Cause::Undelivered => {
+            "check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, \
+             then repeat by hand; or terminate the instance"
+        }
+        Cause::Denied => {
+            "allow this function's role ssm:SendCommand on the instance (by its tag or the policy), then \
+             repeat by hand"
+        }
+        Cause::TimedOut => {
+            "systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand"
+        }
+        Cause::Cancelled => "find out who cancelled it, then repeat by hand",
+        Cause::UnknownLifecycle => "wait until it is InService, then repeat by hand",
+        Cause::TooManyErrors => "mend those that failed, then repeat by hand",
+        Cause::NoTime => "repeat by hand",
+        Cause::FailedCall => "do what the problem says, then repeat by hand",
+        Cause::NoResult => {
+            "see the command's result in Systems Manager, Run Command; then repeat by hand"
+        }
+    }
+}
+
+fn on_verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Restarted
+        | Verdict::Started
+        | Verdict::AlreadyRestarted
+        | Verdict::BelowThreshold => "nothing",
+        Verdict::NotInstalled => {
+            "install the agent, or take the instance out of the deployment group"
+        }
+        Verdict::NotRoot => "let the SSM Agent run commands as root",
+        Verdict::PreflightFailed => {
+            "repair the agent's installation or unit; the running agent was left alone, a new one would \
+             not start"
+        }
+        Verdict::Busy | Verdict::UpdateRunning | Verdict::RestartRunning | Verdict::Draining => {
+            "repeat by hand when what runs there has ended"
+        }
+        Verdict::ServiceManagerFailed | Verdict::AgentDown => {
+            "start the agent now, or the next deployment fails there: sudo systemctl start \
+             codedeploy-agent; journalctl -u codedeploy-agent shows why it went down"
+        }
+        Verdict::OldAgentSurvived => {
+            "pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the \
+             service once"
+        }
+        Verdict::AgentUnhealthy => {
+            "read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach \
+             CodeDeploy (credentials, network, region)"
+        }
+    }
+}
+
+/// What to do about a call that failed.
+pub fn on_call(error: &CallError) -> String {
+    let CallError {
+        operation,
+        resource,
+        code,
+        ..
+    } = error;
+    let Code::Aws(aws) = code else {
+        return on_problem(code);
+    };
+    match aws.as_str() {
+        _ if code.is_denied() && *operation == "ssm:SendCommand" => format!(
+            "allow {operation} in the function's role, on the document {resource} and on the instances \
+             (if only with a tag: these lack it)"
+        ),
+        _ if code.is_denied() => {
+            format!("allow {operation} in the function's role, for {resource}")
+        }
+        "InvalidDocument" | "InvalidDocumentVersion" => {
+            format!("create the restart document in that region under the name {resource}")
+        }
+        "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredTokenException" => {
+            "check the function's credentials and that the region is enabled".to_owned()
+        }
+        _ if code.is_throttling() => {
+            format!("the account's rate limit of {operation} is used up: repeat by hand later")
+        }
+        gone if gone.ends_with("DoesNotExistException") || gone.ends_with("NotFoundException") => {
+            format!("{resource} is not there: check the name, unless it was deleted on purpose")
+        }
+        _ => AGAIN.to_owned(),
+    }
+}
+
+const AGAIN: &str = "repeat by hand; if it fails again, see the function's log";
+
+/// What to do about a problem that AWS has no code for.
+pub fn on_problem(code: &Code) -> String {
+    match code {
+        Code::Aws(_)
+        | Code::Timeout
+        | Code::NoConnection
+        | Code::UnreadableAnswer
+        | Code::InvalidRequest
+        | Code::TooManyPages => AGAIN.to_owned(),
+        Code::OtherAccount(account) => {
+            format!("deploy this function in account {account} too, with Trigger=deployments")
+        }
+        Code::ActionsNotListed | Code::IncompleteAction => {
+            "repeat by hand with the application and the deployment group".to_owned()
+        }
+        Code::ForeignDeployment => {
+            "repeat by hand with the deployment's own application and deployment group".to_owned()
+        }
+        Code::NoDeployment => "give a deploymentId".to_owned(),
+        Code::AutoScalingGroupMissing => "correct the deployment group".to_owned(),
+    }
+}
+
+/// The commands that repeat the restart of a group by hand, one for each deployment: a request takes one. The
+/// time makes them safe to repeat.
+pub fn repeat_commands(
+    group: &GroupName,
+    deployment_ids: &[Name],
+    time: Timestamp,
+    home: &Home,
+) -> Vec<String> {
+    let ids: Vec<Option<&Name>> = match deployment_ids {
+        [] => vec![None],
+        ids => ids.iter().map(Some).collect(),
+    };
+    ids.into_iter()
+        .map(|id| {
+            let mut request = json!({
+                "application": group.application,
+                "deploymentGroup": group.deployment_group,
+                "region": group.region,
+                "time": time,
+            });
+            if let Some(id) = id {
+                request["deploymentId"] = json!(id);
+            }
+            format!(
+                "aws lambda invoke --region {} --function-name {} --cli-read-timeout 900 \
+                 --cli-binary-format raw-in-base64-out --payload '{request}' answer.json",
+                home.region, home.function
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,222 @@
+//! The returned JSON, which subscribed programs get too. Its form is a contract: other programs read it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::decision::Target;
+use crate::ids::{AccountId, GroupName, Name, Region};
+use crate::outcome::{Kind, Severity};
+use crate::problem::{Joined, Problems};
+use crate::report::{Entry, GroupReport, Report, Row, severity_of};
+use crate::text::plain;
+use crate::trigger::Order;
+
+/// What is shown of each group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detail {
+    /// Instances that need attention; the rest is counted.
+    pub rows: usize,
+    /// Characters of a detail.
+    pub characters: usize,
+}
+
+impl Detail {
+    /// All that the contract allows: the answer must fit Lambda's 6 MB, with a dozen groups.
+    pub const FULL: Self = Self {
+        rows: 500,
+        characters: usize::MAX,
+    };
+}
+
+/// The answer to one event, or the part of it that is about one group.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer<'a> {
+    /// `ok`, `attention`, `ignored` or `dry-run`.
+    pub result: &'static str,
+    /// Why the event was ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    /// The worst of everything below.
+    pub severity: Severity,
+    /// What was ordered; absent when the event is none of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<&'a Order>,
+    /// The groups.
+    pub groups: Vec<GroupAnswer<'a>>,
+    /// Problems that belong to no group, as one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Joined<'a>>,
+    /// Whether a message was published.
+    pub notified: bool,
+}
+
+impl<'a> Answer<'a> {
+    /// The answer to an event that asks for nothing.
+    pub fn ignored(order: Option<&'a Order>, reason: &'a str) -> Self {
+        Self {
+            result: "ignored",
+            reason: Some(reason),
+            severity: Severity::Ok,
+            trigger: order,
+            groups: Vec::new(),
+            problem: None,
+            notified: false,
+        }
+    }
+
+    /// The answer to an event that was acted upon, or planned.
+    pub fn of_report(report: &'a Report, notified: bool) -> Self {
+        let groups = report.groups.iter();
+        let groups = groups.map(|group| GroupAnswer::of(group, report.dry_run, Detail::FULL));
+        Self {
+            result: match report.dry_run {
+                true if report.problems().next().is_none() => "dry-run",
+                true => "attention",
+                false => result(report.severity()),
+            },
+            groups: groups.collect(),
+            ..Self::about(&report.order, report.severity(), &report.problems, notified)
+        }
+    }
+
+    /// What a group's message tells programs.
+    pub fn of_group(order: &'a Order, group: &'a GroupReport, detail: Detail) -> Self {
+        Self {
+            groups: vec![GroupAnswer::of(group, false, detail)],
+            problem: None,
+            ..Self::about(order, group.severity(), &group.problems, true)
+        }
+    }
+
+    /// What a message about problems of no group tells programs.
+    pub fn of_problems(order: &'a Order, problems: &'a Problems) -> Self {
+        Self::about(order, severity_of(problems), problems, true)
+    }
+
+    fn about(order: &'a Order, severity: Severity, problems: &'a Problems, notified: bool) -> Self {
+        Self {
+            result: result(severity),
+            reason: None,
+            severity,
+            trigger: Some(order),
+            groups: Vec::new(),
+            problem: problems.joined(),
+            notified,
+        }
+    }
+}
+
+fn result(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Ok => "ok",
+        Severity::Warning | Severity::Critical => "attention",
+    }
+}
+
+/// One group of the returned JSON.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupAnswer<'a> {
+    account: &'a AccountId,
+    region: &'a Region,
+    application: &'a Name,
+    deployment_group: &'a Name,
+    deployment_ids: &'a [Name],
+    counts: BTreeMap<&'static str, usize>,
+    attention: Vec<AttentionRow<'a>>,
+    #[serde(skip_serializing_if = "is_zero")]
+    omitted: usize,
+    #[serde(rename = "memoryBeforeKiB", skip_serializing_if = "Option::is_none")]
+    memory_before_kib: Option<u64>,
+    #[serde(rename = "memoryAfterKiB", skip_serializing_if = "Option::is_none")]
+    memory_after_kib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Joined<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Vec<PlanRow<'a>>>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttentionRow<'a> {
+    instance_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    outcome: Kind,
+    severity: Severity,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_id: Option<&'a str>,
+}
+
+impl<'a> AttentionRow<'a> {
+    fn of(row: Row<'a>, characters: usize) -> Self {
+        Self {
+            instance_id: row.target.as_str(),
+            name: row.name,
+            outcome: row.outcome.kind(),
+            severity: row.outcome.severity(),
+            detail: plain(&row.outcome.detail, characters),
+            command_id: row.outcome.command_id.as_deref(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PlanRow<'a> {
+    instance_id: &'a str,
+    decision: &'static str,
+    reason: &'a str,
+}
+
+impl<'a> PlanRow<'a> {
+    fn of((target, entry): (&'a Target, &'a Entry)) -> Self {
+        Self {
+            instance_id: target.as_str(),
+            decision: entry.decision.word(),
+            reason: entry.decision.reason(),
+        }
+    }
+}
+
+impl<'a> GroupAnswer<'a> {
+    fn of(group: &'a GroupReport, dry_run: bool, detail: Detail) -> Self {
+        let GroupName {
+            account,
+            region,
+            application,
+            deployment_group,
+        } = &group.name;
+        let rows = group.attention();
+        let memory = group.memory();
+        Self {
+            account,
+            region,
+            application,
+            deployment_group,
+            deployment_ids: &group.deployment_ids,
+            counts: group.counts(),
+            omitted: rows.len().saturating_sub(detail.rows),
+            attention: rows
+                .into_iter()
+                .take(detail.rows)
+                .map(|row| AttentionRow::of(row, detail.characters))
+                .collect(),
+            memory_before_kib: memory.map(|(before, _)| before),
+            memory_after_kib: memory.map(|(_, after)| after),
+            problem: group.problems.joined(),
+            plan: dry_run.then(|| group.instances.iter().map(PlanRow::of).collect()),
+        }
+    }
+}

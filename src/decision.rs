@@ -1,0 +1,259 @@
+//! The safety rule: whose agent is restarted, and why everybody else is not. Pure: no call is made here.
+
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::ids::InstanceId;
+use crate::outcome::Cause;
+use crate::text::{harmless, quoted};
+
+/// Characters of an on-premises target's name.
+const MAX_TARGET: usize = 100;
+
+/// What CodeDeploy deploys to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// An EC2 instance.
+    Instance(InstanceId),
+    /// An on-premises instance, which carries a name.
+    OnPremises(String),
+}
+
+impl Target {
+    /// Reads CodeDeploy's target id.
+    pub fn read(id: &str) -> Self {
+        match InstanceId::read(id) {
+            Some(id) => Self::Instance(id),
+            None => Self::OnPremises(harmless(id, MAX_TARGET)),
+        }
+    }
+
+    /// The id, or the name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Instance(id) => id.as_str(),
+            Self::OnPremises(name) => name,
+        }
+    }
+
+    /// The instance, if it is one.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Instance(id) => Some(id),
+            Self::OnPremises(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Everything that is known of one candidate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// The lifecycle state, when Auto Scaling knows the instance.
+    pub lifecycle: Option<Lifecycle>,
+    /// What Systems Manager knows of it.
+    pub node: Option<Node>,
+    /// Whether the deployment did anything on it; `None` when nobody asked or CodeDeploy does not tell.
+    pub reached: Option<bool>,
+}
+
+/// A managed node, as Systems Manager's inventory shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The connection: `Online`, or something else.
+    pub ping: String,
+    /// When it last answered.
+    pub last_ping: Option<Timestamp>,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+}
+
+impl Node {
+    /// The ping status of a node that Systems Manager reaches.
+    pub const ONLINE: &'static str = "Online";
+}
+
+/// What is true of the whole group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    /// Another deployment of the group that still runs.
+    pub running: Option<String>,
+    /// The group selects instances by tags, so a target need not be an Auto Scaling member.
+    pub tag_filters: bool,
+    /// Asked for by hand, more than a day after the deployment ended.
+    pub old_deployment: bool,
+}
+
+/// What to do with a candidate, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Its agent is to be restarted.
+    Restart(String),
+    /// Systems Manager shows it as offline: to be asked once more, as late as it makes sense.
+    AskAgain(String),
+    /// It is accounted for without a restart.
+    Leave(Cause, String),
+}
+
+impl Decision {
+    /// The word in a plan: `restart`, or the outcome.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Restart(_) => "restart",
+            Self::AskAgain(_) => Cause::Unreachable.kind().word(),
+            Self::Leave(cause, _) => cause.kind().word(),
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Restart(reason) | Self::AskAgain(reason) | Self::Leave(_, reason) => reason,
+        }
+    }
+}
+
+/// Where an instance stands in its Auto Scaling group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// It runs and stays: `InService`, `Standby`, `EnteringStandby`.
+    Staying(String),
+    /// It has left the group and runs on.
+    Detached,
+    /// It is starting, leaving, warming or being replaced: any other state we know.
+    Passing(String),
+    /// A state that is newer than this function.
+    Unknown(String),
+}
+
+/// States in which an instance is starting, leaving or not in service (`LifecycleState` of
+/// <https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_Instance.html>). A restart there could fail a
+/// launch deployment, and with it the launch.
+const PASSING: [&str; 26] = [
+    "Pending",
+    "Pending:Wait",
+    "Pending:Proceed",
+    "Quarantined",
+    "Terminating",
+    "Terminating:Wait",
+    "Terminating:Proceed",
+    "Terminating:Retained",
+    "Terminated",
+    "Detaching",
+    "Warmed:Pending",
+    "Warmed:Pending:Wait",
+    "Warmed:Pending:Proceed",
+    "Warmed:Pending:Retained",
+    "Warmed:Terminating",
+    "Warmed:Terminating:Wait",
+    "Warmed:Terminating:Proceed",
+    "Warmed:Terminating:Retained",
+    "Warmed:Terminated",
+    "Warmed:Stopped",
+    "Warmed:Running",
+    "Warmed:Hibernated",
+    "ReplacingRootVolume",
+    "ReplacingRootVolume:Wait",
+    "ReplacingRootVolume:Proceed",
+    "RootVolumeReplaced",
+];
+
+impl Lifecycle {
+    /// Reads Auto Scaling's word.
+    pub fn read(state: &str) -> Self {
+        match state {
+            "InService" | "Standby" | "EnteringStandby" => Self::Staying(state.to_owned()),
+            "Detached" => Self::Detached,
+            known if PASSING.contains(&known) => Self::Passing(state.to_owned()),
+            _ => Self::Unknown(state.to_owned()),
+        }
+    }
+
+    /// Whether it stands in a group.
+    pub fn is_member(&self) -> bool {
+        !matches!(self, Self::Detached)
+    }
+
+    /// Whether an instance in this state may be restarted.
+    pub fn stays(&self) -> bool {
+        matches!(self, Self::Staying(_) | Self::Detached)
+    }
+}
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Staying(state) | Self::Passing(state) | Self::Unknown(state) => {
+                f.write_str(state)
+            }
+            Self::Detached => f.write_str("Detached"),
+        }
+    }
+}
+
+/// The decision for one candidate.
+pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> Decision {
+    use Decision::{AskAgain, Leave, Restart};
+    if target.instance().is_none() {
+        let reason = "an on-premises target: this function cannot match its name to a managed node";
+        return Leave(Cause::Unreachable, reason.to_owned());
+    }
+    match &candidate.lifecycle {
+        Some(Lifecycle::Passing(state)) => {
+            return Leave(Cause::Skipped, format!("lifecycle state {state}"));
+        }
+        Some(Lifecycle::Unknown(state)) => {
+            let reason = format!("unknown lifecycle state {}: not touched", quoted(state));
+            return Leave(Cause::UnknownLifecycle, reason);
+        }
+        None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
+    }
+    let Some(node) = &candidate.node else {
+        return decide_unmanaged(candidate, group);
+    };
+    if node.ping != Node::ONLINE {
+        let reason = match node.last_ping {
+            Some(since) => format!("Systems Manager: {}, offline since {since}", node.ping),
+            None => format!("Systems Manager: {}", node.ping),
+        };
+        return match group.running {
+            None => AskAgain(reason),
+            Some(_) => Leave(Cause::Unreachable, reason),
+        };
+    }
+    match (&group.running, &candidate.lifecycle) {
+        (Some(id), _) => Leave(
+            Cause::DeploymentRuns,
+            format!("deployment {id} of the group is running"),
+        ),
+        (None, Some(lifecycle)) => Restart(format!("{lifecycle}, online")),
+        (None, None) => Restart("online".to_owned()),
+    }
+}
+
+/// The decision for a candidate that Systems Manager does not know.
+fn decide_unmanaged(candidate: &Candidate, group: &Circumstances) -> Decision {
+    let skipped = |reason: &str| Decision::Leave(Cause::Skipped, reason.to_owned());
+    let unreachable = |reason: &str| Decision::Leave(Cause::Unreachable, reason.to_owned());
+    let lifecycle = candidate.lifecycle.as_ref();
+    if lifecycle.is_some_and(Lifecycle::is_member) {
+        return unreachable(
+            "not managed by Systems Manager, though a member of its Auto Scaling group",
+        );
+    }
+    if !group.tag_filters {
+        return skipped("scaled in: no member of an Auto Scaling group any more");
+    }
+    if group.old_deployment {
+        return skipped("not known to Systems Manager any more; the deployment is over a day old");
+    }
+    match candidate.reached {
+        Some(false) => skipped("the deployment did not reach it (stopped?)"),
+        Some(true) | None => unreachable("not managed by Systems Manager"),
+    }
+}

@@ -1,0 +1,516 @@
+//! The instances of a deployment group, and what is known of each: CodeDeploy has evaluated tag filters already,
+//! so it is asked *who was deployed to*; Auto Scaling adds the members of now; Systems Manager says who can be
+//! reached. What to do with each is decided in [`decision`](crate::decision).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_autoscaling::types::AutoScalingInstanceDetails;
+use aws_sdk_codedeploy::types::{
+    DeploymentGroupInfo, DeploymentTarget, InstanceTarget, LifecycleEventStatus, TargetStatus,
+};
+use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
+use futures_util::future::try_join_all;
+use tokio::time::Instant;
+
+use crate::aws::{CallError, RegionClients, pages};
+use crate::clock::{Clock, Timestamp};
+use crate::decision::{Candidate, Circumstances, Decision, Lifecycle, Node, Target, decide};
+use crate::deployments::{Deployment, Group};
+use crate::ids::{GroupName, InstanceId};
+use crate::problem::{Code, Problem, Problems, Step};
+use crate::text::{harmless, plain};
+
+/// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
+const AUTO_SCALING_GROUPS_PAGE: i32 = 100;
+/// Instance ids in one `DescribeAutoScalingInstances`, and instances on one page of it
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingInstances.html>).
+const LIFECYCLE_BATCH: usize = 50;
+/// Instance ids in one `DescribeInstanceInformation`, and nodes on one page of it
+/// (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_DescribeInstanceInformation.html>).
+const INVENTORY_BATCH: usize = 50;
+/// Target ids in one `BatchGetDeploymentTargets`.
+const TARGETS_BATCH: usize = 25;
+/// Characters of an instance's name.
+const MAX_NAME: usize = 100;
+/// Seconds after which the targets of a deployment that a request names may well be gone.
+const OLD_DEPLOYMENT: u64 = 24 * 60 * 60;
+
+/// The instances of one group, each with its decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// Every candidate once.
+    pub instances: BTreeMap<Target, Instance>,
+    /// What could not be found out; it does not concern the instances above.
+    pub problems: Problems,
+    /// What the decisions rest on besides the candidates.
+    pub circumstances: Circumstances,
+    /// When the lifecycle states were read.
+    pub read_at: Instant,
+}
+
+/// A candidate with its decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The name that Systems Manager shows, else the computer's name.
+    pub name: Option<String>,
+    /// What to do with it.
+    pub decision: Decision,
+}
+
+/// Finds a group's instances and decides for each. `running` is another deployment of the group that still runs.
+///
+/// # Errors
+/// When an answer is missing without which nobody can be told apart.
+pub async fn find(
+    client: &RegionClients,
+    group: &Group,
+    running: Option<String>,
+    clock: &Clock,
+) -> Result<Fleet, CallError> {
+    let info = get_group(client, &group.name).await?;
+    let read_at = Instant::now();
+    let names = auto_scaling_groups(&info);
+    let members = describe_members(client, &names).await?;
+    let mut candidates: BTreeMap<Target, Candidate> = group
+        .targets()
+        .map(|target| (target.clone(), Candidate::default()))
+        .collect();
+    // Deployments that CodeDeploy made for instances it had missed concern these alone.
+    if !group.deployments.iter().all(|d| d.auto_update) {
+        let present = members.lifecycles.keys().cloned();
+        candidates.extend(present.map(|id| (Target::Instance(id), Candidate::default())));
+    }
+
+    let others = instances(&candidates, |id, _| !members.lifecycles.contains_key(id));
+    let mut lifecycles = describe_lifecycles(client, &others).await?;
+    lifecycles.extend(members.lifecycles);
+    for (target, candidate) in &mut candidates {
+        candidate.lifecycle = target.instance().and_then(|id| lifecycles.remove(id));
+    }
+
+    let asked = instances(&candidates, |_, candidate| may_stay(candidate));
+    let mut nodes = describe_nodes(client, &asked).await?;
+    for (target, candidate) in &mut candidates {
+        candidate.node = target.instance().and_then(|id| nodes.remove(id));
+    }
+
+    let circumstances = Circumstances {
+        running,
+        tag_filters: has_tag_filters(&info),
+        old_deployment: group.by_hand
+            && group
+                .deployments
+                .iter()
+                .filter_map(|d| d.completed_at)
+                .max()
+                .is_some_and(|ended| clock.now().seconds_since(ended) > OLD_DEPLOYMENT),
+    };
+    let mut problems = Problems::default();
+    problems.extend(missing_groups(&group.name, &members.missing));
+    // Without this answer those it is about count as unreachable, and the others go on.
+    let reached = find_out_who_was_reached(client, group, &circumstances, &mut candidates).await;
+    problems.extend(
+        reached
+            .err()
+            .map(|error| Problem::of_call(Step::Fleet, &error)),
+    );
+
+    let instances = candidates
+        .into_iter()
+        .map(|(target, candidate)| {
+            let decision = decide(&target, &candidate, &circumstances);
+            let name = candidate.node.and_then(|node| node.name);
+            (target, Instance { name, decision })
+        })
+        .collect();
+    Ok(Fleet {
+        instances,
+        problems,
+        circumstances,
+        read_at,
+    })
+}
+
+/// What is to be asked again about instances that were decided to be restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Their lifecycle: they count as online still.
+    Lifecycle,
+    /// Their lifecycle, and whether Systems Manager reaches them.
+    LifecycleAndInventory,
+}
+
+/// Decides again for some instances of a fleet, after a while or a refusal.
+///
+/// # Errors
+/// When a call fails for good.
+pub async fn decide_again(
+    client: &RegionClients,
+    ids: &[InstanceId],
+    circumstances: &Circumstances,
+    question: Question,
+) -> Result<BTreeMap<InstanceId, Decision>, CallError> {
+    let mut lifecycles = describe_lifecycles(client, ids).await?;
+    let mut nodes = match question {
+        Question::LifecycleAndInventory => describe_nodes(client, ids).await?,
+        Question::Lifecycle => {
+            let online = Node {
+                ping: Node::ONLINE.to_owned(),
+                last_ping: None,
+                name: None,
+            };
+            ids.iter().map(|id| (id.clone(), online.clone())).collect()
+        }
+    };
+    Ok(ids
+        .iter()
+        .map(|id| {
+            let candidate = Candidate {
+                lifecycle: lifecycles.remove(id),
+                node: nodes.remove(id),
+                reached: None,
+            };
+            let target = Target::Instance(id.clone());
+            (id.clone(), decide(&target, &candidate, circumstances))
+        })
+        .collect())
+}
+
+/// The instances among the candidates that fit.
+fn instances(
+    candidates: &BTreeMap<Target, Candidate>,
+    fits: impl Fn(&InstanceId, &Candidate) -> bool,
+) -> Vec<InstanceId> {
+    candidates
+        .iter()
+        .filter_map(|(target, candidate)| Some((target.instance()?, candidate)))
+        .filter(|(id, candidate)| fits(id, candidate))
+        .map(|(id, _)| id.clone())
+        .collect()
+}
+
+/// Whether its lifecycle leaves the decision open.
+fn may_stay(candidate: &Candidate) -> bool {
+    candidate.lifecycle.as_ref().is_none_or(Lifecycle::stays)
+}
+
+async fn get_group(
+    client: &RegionClients,
+    name: &GroupName,
+) -> Result<DeploymentGroupInfo, CallError> {
+    const OPERATION: &str = "codedeploy:GetDeploymentGroup";
+    let resource = format!("deployment group {name}");
+    client
+        .codedeploy
+        .get_deployment_group()
+        .application_name(name.application.as_str())
+        .deployment_group_name(name.deployment_group.as_str())
+        .send()
+        .await
+        .map_err(|error| CallError::new(OPERATION, &resource, &error))?
+        .deployment_group_info
+        .ok_or_else(|| CallError::incomplete(OPERATION, resource, "deploymentGroupInfo"))
+}
+
+fn auto_scaling_groups(info: &DeploymentGroupInfo) -> Vec<String> {
+    let names: BTreeSet<String> = info
+        .auto_scaling_groups()
+        .iter()
+        .filter_map(|group| group.name().map(str::to_owned))
+        .collect();
+    names.into_iter().collect()
+}
+
+/// An empty list of filters matches nothing, not everything.
+fn has_tag_filters(info: &DeploymentGroupInfo) -> bool {
+    let tag_set = info.ec2_tag_set().map(|set| set.ec2_tag_set_list());
+    !info.ec2_tag_filters().is_empty() || tag_set.is_some_and(|list| !list.is_empty())
+}
+
+/// The present members of Auto Scaling groups, and the groups that do not exist.
+struct Members {
+    lifecycles: BTreeMap<InstanceId, Lifecycle>,
+    missing: Vec<String>,
+}
+
+async fn describe_members(client: &RegionClients, names: &[String]) -> Result<Members, CallError> {
+    const OPERATION: &str = "autoscaling:DescribeAutoScalingGroups";
+    let mut missing: BTreeSet<&String> = names.iter().collect();
+    let mut lifecycles = BTreeMap::new();
+    if !names.is_empty() {
+        let groups = pages(OPERATION, |token| async move {
+            let page = client
+                .autoscaling
+                .describe_auto_scaling_groups()
+                .set_auto_scaling_group_names(Some(names.to_vec()))
+                .max_records(AUTO_SCALING_GROUPS_PAGE)
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|error| CallError::new(OPERATION, names.join(", "), &error))?;
+            Ok((
+                page.auto_scaling_groups.unwrap_or_default(),
+                page.next_token,
+            ))
+        })
+        .await?;
+        for group in &groups {
+            missing.retain(|name| Some(name.as_str()) != group.auto_scaling_group_name());
+            for instance in group.instances() {
+                let state = instance
+                    .lifecycle_state()
+                    .map_or("", |state| state.as_str());
+                if let Some(id) = instance.instance_id().and_then(InstanceId::read) {
+                    lifecycles.insert(id, Lifecycle::read(state));
+                }
+            }
+        }
+    }
+    Ok(Members {
+        lifecycles,
+        missing: missing.into_iter().cloned().collect(),
+    })
+}
+
+fn missing_groups(group: &GroupName, missing: &[String]) -> Option<Problem> {
+    (!missing.is_empty()).then(|| {
+        let names = missing.join(", ");
+        Problem::new(
+            Step::Fleet,
+            Code::AutoScalingGroupMissing,
+            format!(
+                "deployment group {group} names Auto Scaling groups that do not exist: {names}"
+            ),
+        )
+    })
+}
+
+/// What Auto Scaling knows of these instances. Those it does not know are absent.
+async fn describe_lifecycles(
+    client: &RegionClients,
+    ids: &[InstanceId],
+) -> Result<BTreeMap<InstanceId, Lifecycle>, CallError> {
+    let batches = ids
+        .chunks(LIFECYCLE_BATCH)
+        .map(|batch| describe_lifecycles_of(client, batch));
+    let found = try_join_all(batches).await?;
+    let read = |instance: AutoScalingInstanceDetails| {
+        let lifecycle = Lifecycle::read(instance.lifecycle_state().unwrap_or_default());
+        Some((InstanceId::read(instance.instance_id()?)?, lifecycle))
+    };
+    Ok(found.into_iter().flatten().filter_map(read).collect())
+}
+
+async fn describe_lifecycles_of(
+    client: &RegionClients,
+    ids: &[InstanceId],
+) -> Result<Vec<AutoScalingInstanceDetails>, CallError> {
+    const OPERATION: &str = "autoscaling:DescribeAutoScalingInstances";
+    let resource = format!("{} instances", ids.len());
+    pages(OPERATION, |token| {
+        let call = client
+            .autoscaling
+            .describe_auto_scaling_instances()
+            .set_instance_ids(Some(texts(ids)))
+            .set_next_token(token);
+        let resource = &resource;
+        async move {
+            let page = call
+                .send()
+                .await
+                .map_err(|error| CallError::new(OPERATION, resource, &error))?;
+            Ok((
+                page.auto_scaling_instances.unwrap_or_default(),
+                page.next_token,
+            ))
+        }
+    })
+    .await
+}
+
+/// What Systems Manager knows of these instances. Those it does not know are absent.
+async fn describe_nodes(
+    client: &RegionClients,
+    ids: &[InstanceId],
+) -> Result<BTreeMap<InstanceId, Node>, CallError> {
+    let batches = ids
+        .chunks(INVENTORY_BATCH)
+        .map(|batch| describe_nodes_of(client, batch));
+    let found = try_join_all(batches).await?;
+    let read = |info: InstanceInformation| {
+        let id = InstanceId::read(info.instance_id()?)?;
+        Some((id, read_node(&info)))
+    };
+    Ok(found.into_iter().flatten().filter_map(read).collect())
+}
+
+/// One batch. An id that the service rejects spoils the whole call, so the batch is halved until the culprit
+/// stands alone; it is then unknown like any other that the service does not list.
+async fn describe_nodes_of(
+    client: &RegionClients,
+    ids: &[InstanceId],
+) -> Result<Vec<InstanceInformation>, CallError> {
+    let mut nodes = Vec::new();
+    let mut open = vec![ids];
+    while let Some(ids) = open.pop() {
+        match describe_nodes_listed(client, ids).await {
+            Ok(found) => nodes.extend(found),
+            Err(error) if error.code.word() == "InvalidInstanceId" => {
+                if ids.len() > 1 {
+                    let (left, right) = ids.split_at(ids.len() / 2);
+                    open.extend([right, left]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(nodes)
+}
+
+async fn describe_nodes_listed(
+    client: &RegionClients,
+    ids: &[InstanceId],
+) -> Result<Vec<InstanceInformation>, CallError> {
+    const OPERATION: &str = "ssm:DescribeInstanceInformation";
+    let resource = &format!("{} instances", ids.len());
+    let filter = &InstanceInformationStringFilter::builder()
+        .key("InstanceIds")
+        .set_values(Some(texts(ids)))
+        .build()
+        .map_err(|_| CallError::incomplete(OPERATION, resource, "filter"))?;
+    pages(OPERATION, |token| async move {
+        let page = client
+            .ssm
+            .turn()
+            .await
+            .describe_instance_information()
+            .filters(filter.clone())
+            .max_results(INVENTORY_BATCH as i32)
+            .set_next_token(token)
+            .send()
+            .await
+            .map_err(|error| CallError::new(OPERATION, resource, &error))?;
+        Ok((
+            page.instance_information_list.unwrap_or_default(),
+            page.next_token,
+        ))
+    })
+    .await
+}
+
+fn texts(ids: &[InstanceId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+fn read_node(info: &InstanceInformation) -> Node {
+    // A host chooses its own name.
+    let text = |value: Option<&str>| {
+        value
+            .map(|text| harmless(text, MAX_NAME))
+            .filter(|text| !text.is_empty())
+    };
+    Node {
+        ping: plain(
+            info.ping_status().map_or("unknown", PingStatus::as_str),
+            MAX_NAME,
+        ),
+        last_ping: info.last_ping_date_time().map(Timestamp::rounded_up),
+        name: text(info.name()).or_else(|| text(info.computer_name())),
+    }
+}
+
+/// Asks CodeDeploy about the targets that Systems Manager does not know: it also lists instances that were
+/// stopped during the deployment, and those have no agent to restart.
+async fn find_out_who_was_reached(
+    client: &RegionClients,
+    group: &Group,
+    circumstances: &Circumstances,
+    candidates: &mut BTreeMap<Target, Candidate>,
+) -> Result<(), CallError> {
+    if !circumstances.tag_filters || circumstances.old_deployment {
+        return Ok(());
+    }
+    let unknown: BTreeSet<Target> = candidates
+        .iter()
+        .filter(|(target, c)| target.instance().is_some() && c.node.is_none() && may_stay(c))
+        .filter(|(_, c)| !c.lifecycle.as_ref().is_some_and(Lifecycle::is_member))
+        .map(|(target, _)| target.clone())
+        .collect();
+    for deployment in &group.deployments {
+        let asked: Vec<String> = deployment
+            .targets
+            .intersection(&unknown)
+            .map(ToString::to_string)
+            .collect();
+        for target in get_targets(client, deployment, &asked).await? {
+            let id = target.target_id().map(Target::read);
+            let Some(candidate) = id.and_then(|id| candidates.get_mut(&id)) else {
+                continue;
+            };
+            // Reached by any of the deployments is reached.
+            candidate.reached = Some(candidate.reached.unwrap_or(false) || was_reached(&target));
+        }
+    }
+    Ok(())
+}
+
+async fn get_targets(
+    client: &RegionClients,
+    deployment: &Deployment,
+    ids: &[String],
+) -> Result<Vec<InstanceTarget>, CallError> {
+    const OPERATION: &str = "codedeploy:BatchGetDeploymentTargets";
+    let batches = ids.chunks(TARGETS_BATCH).map(|batch| async move {
+        client
+            .codedeploy
+            .batch_get_deployment_targets()
+            .deployment_id(deployment.id.as_str())
+            .set_target_ids(Some(batch.to_vec()))
+            .send()
+            .await
+            .map(|answer| answer.deployment_targets.unwrap_or_default())
+            .map_err(|error| {
+                CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
+            })
+    });
+    Ok(try_join_all(batches)
+        .await?
+        .into_iter()
+        .flatten()
+        .filter_map(|target: DeploymentTarget| target.instance_target)
+        .collect())
+}
+
+/// Whether the deployment did anything on the target: a lifecycle event that only waits is nothing.
+fn was_reached(target: &InstanceTarget) -> bool {
+    let untouched = matches!(
+        target.status(),
+        Some(TargetStatus::Pending | TargetStatus::Skipped)
+    );
+    let started = target.lifecycle_events().iter().any(|event| {
+        !matches!(
+            event.status(),
+            None | Some(LifecycleEventStatus::Pending | LifecycleEventStatus::Skipped)
+        )
+    });
+    !untouched && started
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_codedeploy::types::{Ec2TagFilter, Ec2TagSet};
+
+    use super::*;
+
+    #[test]
+    fn a_tag_set_counts_like_tag_filters_and_an_empty_one_like_none() {
+        let filter = || Ec2TagFilter::builder().key("app").build();
+        let info = DeploymentGroupInfo::builder;
+        let set = |list| Ec2TagSet::builder().set_ec2_tag_set_list(list).build();
+        assert!(!has_tag_filters(&info().build()));
+        assert!(has_tag_filters(&info().ec2_tag_filters(filter()).build()));
+        assert!(!has_tag_filters(&info().ec2_tag_set(set(None)).build()));
+        let some = set(Some(vec![vec![filter()]]));
+        assert!(has_tag_filters(&info().ec2_tag_set(some).build()));
+    }
+}

@@ -1,0 +1,298 @@
+//! A call that failed for good, or an answer that makes no sense: what it is, in which step, and what to do.
+
+use serde::Serialize;
+
+use crate::advice;
+use crate::aws::CallError;
+use crate::ids::AccountId;
+use crate::text::{plain, worded};
+
+/// Characters of the messages of several problems as one, and of their remedies.
+const MAX_JOINED: usize = 4_000;
+
+worded! {
+    /// The steps of one event that can meet a problem.
+    pub enum Step {
+        /// Finding out which deployments of which groups are meant.
+        Deployments = "deployments",
+        /// Waiting until no other deployment of the group runs.
+        Quiet = "quiet",
+        /// Finding the group's instances and where each stands.
+        Fleet = "fleet",
+        /// Sending the restart document.
+        Send = "send",
+        /// Asking what became of it.
+        Poll = "poll",
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// AWS's own error code.
+    Aws(String),
+    /// No answer in time.
+    Timeout,
+    /// The endpoint was not reached.
+    NoConnection,
+    /// An answer that is none, or lacks what AWS always gives.
+    UnreadableAnswer,
+    /// The SDK could not even write the call.
+    InvalidRequest,
+    /// AWS gives page after page.
+    TooManyPages,
+    /// The event, or an action of the pipeline, belongs to this account, which is not the function's.
+    OtherAccount(AccountId),
+    /// CodePipeline's list of actions does not settle.
+    ActionsNotListed,
+    /// A succeeded action lacks what a deployment needs.
+    IncompleteAction,
+    /// The deployment belongs to another group.
+    ForeignDeployment,
+    /// The group has no deployment that could be meant.
+    NoDeployment,
+    /// The deployment group names Auto Scaling groups that do not exist.
+    AutoScalingGroupMissing,
+}
+
+impl Code {
+    /// The word in JSON, messages and logs.
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Aws(code) => code,
+            Self::Timeout => "Timeout",
+            Self::NoConnection => "NoConnection",
+            Self::UnreadableAnswer => "UnreadableAnswer",
+            Self::InvalidRequest => "InvalidRequest",
+            Self::TooManyPages => "TooManyPages",
+            Self::OtherAccount(_) => "OtherAccount",
+            Self::ActionsNotListed => "ActionsNotListed",
+            Self::IncompleteAction => "IncompleteAction",
+            Self::ForeignDeployment => "ForeignDeployment",
+            Self::NoDeployment => "NoDeployment",
+            Self::AutoScalingGroupMissing => "AutoScalingGroupMissing",
+        }
+    }
+
+    /// Whether AWS may have carried the call out although we saw no answer.
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Timeout | Self::NoConnection | Self::UnreadableAnswer => true,
+            Self::Aws(_)
+            | Self::InvalidRequest
+            | Self::TooManyPages
+            | Self::OtherAccount(_)
+            | Self::ActionsNotListed
+            | Self::IncompleteAction
+            | Self::ForeignDeployment
+            | Self::NoDeployment
+            | Self::AutoScalingGroupMissing => false,
+        }
+    }
+
+    /// Whether the function's role may not make the call.
+    pub fn is_denied(&self) -> bool {
+        const DENIED: [&str; 4] = [
+            "AccessDenied",
+            "AccessDeniedException",
+            "UnauthorizedOperation",
+            "AuthorizationError",
+        ];
+        matches!(self, Self::Aws(code) if DENIED.contains(&code.as_str()))
+    }
+
+    /// Whether the account's rate of calls is used up.
+    pub fn is_throttling(&self) -> bool {
+        matches!(self, Self::Aws(code) if code.contains("Throttl") || code == "RequestLimitExceeded")
+    }
+
+    /// Whether it may be gone in a while without anybody's doing: too many calls, a service that is down, an
+    /// answer that is late. All else needs a person.
+    pub fn time_may_cure(&self) -> bool {
+        /// Codes with which AWS answers a fault of its own (each service's "Common errors").
+        const FAULTS: [&str; 6] = [
+            "InternalFailure",
+            "InternalServerError",
+            "InternalError",
+            "InternalServiceError",
+            "ServiceUnavailable",
+            "ServiceUnavailableException",
+        ];
+        match self {
+            Self::Aws(code) => self.is_throttling() || FAULTS.contains(&code.as_str()),
+            Self::Timeout
+            | Self::NoConnection
+            | Self::UnreadableAnswer
+            | Self::ActionsNotListed => true,
+            Self::InvalidRequest
+            | Self::TooManyPages
+            | Self::OtherAccount(_)
+            | Self::IncompleteAction
+            | Self::ForeignDeployment
+            | Self::NoDeployment
+            | Self::AutoScalingGroupMissing => false,
+        }
+    }
+}
+
+/// What kept a group, or the event, from being treated as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The step that met it.
+    pub step: Step,
+    /// What is wrong.
+    pub code: Code,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// A call that failed in a step.
+    pub fn of_call(step: Step, error: &CallError) -> Self {
+        Self {
+            step,
+            code: error.code.clone(),
+            message: format!(
+                "{} ({}): {}",
+                error.operation, error.resource, error.message
+            ),
+            remedy: advice::on_call(error),
+        }
+    }
+
+    /// A step that ran into its time limit.
+    pub fn out_of_time(step: Step) -> Self {
+        Self::new(
+            step,
+            Code::Timeout,
+            "AWS did not give the answers within this step's time limit",
+        )
+    }
+
+    /// A problem that is no failed call.
+    pub fn new(step: Step, code: Code, message: impl Into<String>) -> Self {
+        Self {
+            step,
+            message: message.into(),
+            remedy: advice::on_problem(&code),
+            code,
+        }
+    }
+}
+
+/// Problems in one place, each once, in the order in which they were met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Adds one, unless it is known already.
+    pub fn note(&mut self, problem: Problem) {
+        if !self.0.contains(&problem) {
+            self.0.push(problem);
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+
+    /// All of them as one, which is the form of the JSON contract: the first one's step and code lead, messages
+    /// and remedies are joined. `None` when there is none.
+    pub fn joined(&self) -> Option<Joined<'_>> {
+        let first = self.0.first()?;
+        let join = |text: fn(&Problem) -> &str| {
+            let mut texts: Vec<&str> = Vec::new();
+            for text in self.0.iter().map(text) {
+                if !texts.contains(&text) {
+                    texts.push(text);
+                }
+            }
+            plain(&texts.join("; "), MAX_JOINED)
+        };
+        Some(Joined {
+            step: first.step,
+            code: first.code.word(),
+            message: join(|problem| &problem.message),
+            remedy: join(|problem| &problem.remedy),
+        })
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl Extend<Problem> for Problems {
+    fn extend<I: IntoIterator<Item = Problem>>(&mut self, problems: I) {
+        problems.into_iter().for_each(|problem| self.note(problem));
+    }
+}
+
+impl IntoIterator for Problems {
+    type Item = Problem;
+    type IntoIter = std::vec::IntoIter<Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// Several problems as the one of the JSON contract.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Joined<'a> {
+    /// The first one's step.
+    pub step: Step,
+    /// The first one's code.
+    pub code: &'a str,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_problems_both_are_told_and_the_same_one_once() {
+        let problem = |message: &str, remedy: &str| Problem {
+            step: Step::Poll,
+            code: Code::Timeout,
+            message: message.to_owned(),
+            remedy: remedy.to_owned(),
+        };
+        let mut problems = Problems::default();
+        assert_eq!(problems.joined(), None);
+        problems.note(problem("no answer to a", "repeat"));
+        problems.note(problem("no answer to a", "repeat"));
+        assert_eq!(problems.iter().count(), 1);
+        problems.note(problem("no answer to b", "repeat"));
+        problems.note(problem("denied", "allow it"));
+        let joined = problems.joined().unwrap();
+        assert_eq!(joined.code, "Timeout");
+        assert_eq!(joined.message, "no answer to a; no answer to b; denied");
+        assert_eq!(joined.remedy, "repeat; allow it");
+    }
+
+    #[test]
+    fn time_cures_what_is_aws_s_own_fault_and_no_denial() {
+        let aws = |code: &str| Code::Aws(code.to_owned());
+        for code in ["ThrottlingException", "Throttling", "InternalFailure"] {
+            assert!(aws(code).time_may_cure(), "{code}");
+        }
+        for code in ["AccessDeniedException", "InvalidDocument"] {
+            assert!(!aws(code).time_may_cure(), "{code}");
+        }
+    }
+}
