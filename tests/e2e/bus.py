@@ -219,7 +219,6 @@ def check_message(bus, message, name, first):
     envelope = json.loads(message["Body"])
     expect_equal("topic", [envelope["Type"], envelope["TopicArn"]], ["Notification", bus.outputs["TopicArn"]])
     body = json.loads(envelope["Message"])
-    expect_equal("part and parts", [body.pop("part"), body.pop("parts")], [1, 1])
     kind = "deployment" if name in DEPLOYMENT else "pipeline"
     group = run.check_report(body, "attention", kind, {"restarted" if first else "already-restarted": 3, "failed": 1, "skipped": 1, "unreachable": 1})
     run.check_attention(group)
@@ -228,7 +227,8 @@ def check_message(bus, message, name, first):
     for field, there in (("pipeline", "pipeline"), ("executionId", "execution-id"), ("deploymentId", "deploymentId")):
         expect_equal(field, body["trigger"].get(field), detail.get(there))
     attributes = {name: run.attribute({"attributes": envelope["MessageAttributes"]}, name) for name in envelope["MessageAttributes"]}
-    wanted = {"result": "attention", "severity": "warning", "application": ["my-application"], "deploymentGroup": ["my-deployment-group"]}
+    place = {"account": body["trigger"]["account"], "region": body["trigger"]["region"]}
+    wanted = {"result": "attention", "severity": "warning", **place, "application": "my-application", "deploymentGroup": "my-deployment-group"}
     expect_equal("attributes", attributes, {**wanted, "pipeline": "my-pipeline"} if kind == "pipeline" else wanted)
     return ", ".join(f"{count} {outcome}" for outcome, count in group["counts"].items())
 
