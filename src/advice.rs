@@ -2,13 +2,15 @@
 
 use serde_json::json;
 
-use crate::aws::CallError;
 use crate::clock::Timestamp;
 use crate::document::Verdict;
 use crate::ids::{GroupName, Name};
 use crate::outcome::Cause;
-use crate::problem::Code;
+use crate::problem::{Code, Problem};
 use crate::trigger::Home;
+
+/// Commands of a message that repeat a group's restart, one for each deployment.
+const MAX_COMMANDS: usize = 10;
 
 /// What to do about an outcome.
 pub fn on_outcome(cause: Cause) -> &'static str {
@@ -76,19 +78,22 @@ fn on_verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-/// What to do about a call that failed.
-pub fn on_call(error: &CallError) -> String {
-    let CallError {
-        operation,
-        resource,
-        code,
-        ..
-    } = error;
-    let Code::Aws(aws) = code else {
-        return on_problem(code);
-    };
-    match aws.as_str() {
-        _ if code.is_denied() && *operation == "ssm:SendCommand" => format!(
+impl Problem {
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match (&self.code, &self.call) {
+            (Code::Aws(aws), Some((operation, resource))) => {
+                on_call(&self.code, aws, operation, resource)
+            }
+            (code, _) => on_code(code),
+        }
+    }
+}
+
+/// What to do about a call that AWS refused.
+fn on_call(code: &Code, aws: &str, operation: &str, resource: &str) -> String {
+    match aws {
+        _ if code.is_denied() && operation == "ssm:SendCommand" => format!(
             "allow {operation} in the function's role, on the document {resource} and on the instances \
              (if only with a tag: these lack it)"
         ),
@@ -107,21 +112,20 @@ pub fn on_call(error: &CallError) -> String {
         gone if gone.ends_with("DoesNotExistException") || gone.ends_with("NotFoundException") => {
             format!("{resource} is not there: check the name, unless it was deleted on purpose")
         }
-        _ => AGAIN.to_owned(),
+        _ => on_code(code),
     }
 }
 
-const AGAIN: &str = "repeat by hand; if it fails again, see the function's log";
-
-/// What to do about a problem that AWS has no code for.
-pub fn on_problem(code: &Code) -> String {
+fn on_code(code: &Code) -> String {
     match code {
         Code::Aws(_)
         | Code::Timeout
         | Code::NoConnection
         | Code::UnreadableAnswer
         | Code::InvalidRequest
-        | Code::TooManyPages => AGAIN.to_owned(),
+        | Code::TooManyPages => {
+            "repeat by hand; if it fails again, see the function's log".to_owned()
+        }
         Code::OtherAccount(account) => {
             format!("deploy this function in account {account} too, with Trigger=deployments")
         }
@@ -149,6 +153,7 @@ pub fn repeat_commands(
         ids => ids.iter().map(Some).collect(),
     };
     ids.into_iter()
+        .take(MAX_COMMANDS)
         .map(|id| {
             let mut request = json!({
                 "application": group.application,

@@ -6,11 +6,14 @@ use serde::Serialize;
 
 use crate::decision::Target;
 use crate::ids::{AccountId, GroupName, Name, Region};
-use crate::outcome::{Kind, Severity};
-use crate::problem::{Joined, Problems};
+use crate::kind::{Kind, Severity};
+use crate::problem::{Problem, Problems, Step};
 use crate::report::{Entry, GroupReport, Report, Row, severity_of};
 use crate::text::plain;
 use crate::trigger::Order;
+
+/// Characters of the messages of several problems as one, and of their remedies.
+const MAX_JOINED: usize = 4_000;
 
 /// What is shown of each group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl<'a> Answer<'a> {
             severity,
             trigger: Some(order),
             groups: Vec::new(),
-            problem: problems.joined(),
+            problem: Joined::of(problems),
             notified,
         }
     }
@@ -215,8 +218,71 @@ impl<'a> GroupAnswer<'a> {
                 .collect(),
             memory_before_kib: memory.map(|(before, _)| before),
             memory_after_kib: memory.map(|(_, after)| after),
-            problem: group.problems.joined(),
+            problem: Joined::of(&group.problems),
             plan: dry_run.then(|| group.instances.iter().map(PlanRow::of).collect()),
         }
+    }
+}
+
+/// The problems of one place as one: the first one's step and code lead, messages and remedies are joined.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Joined<'a> {
+    step: Step,
+    code: &'a str,
+    message: String,
+    remedy: String,
+}
+
+impl<'a> Joined<'a> {
+    /// `None` when there is none.
+    fn of(problems: &'a Problems) -> Option<Self> {
+        let first = problems.iter().next()?;
+        Some(Self {
+            step: first.step,
+            code: first.code.word(),
+            message: join(problems, |problem| problem.message.clone()),
+            remedy: join(problems, Problem::remedy),
+        })
+    }
+}
+
+/// Each text once.
+fn join(problems: &Problems, text: impl Fn(&Problem) -> String) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for text in problems.iter().map(text) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    plain(&texts.join("; "), MAX_JOINED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Code;
+
+    #[test]
+    fn of_two_problems_both_are_told_and_the_same_one_once() {
+        let mut problems = Problems::default();
+        assert_eq!(Joined::of(&problems), None);
+        for (code, message) in [
+            (Code::Timeout, "no answer to a"),
+            (Code::Timeout, "no answer to a"),
+            (Code::Timeout, "no answer to b"),
+            (Code::NoDeployment, "none"),
+        ] {
+            problems.note(Problem::new(Step::Poll, code, message));
+        }
+        assert_eq!(problems.iter().count(), 3);
+        let joined = Joined {
+            step: Step::Poll,
+            code: "Timeout",
+            message: "no answer to a; no answer to b; none".to_owned(),
+            remedy:
+                "repeat by hand; if it fails again, see the function's log; give a deploymentId"
+                    .to_owned(),
+        };
+        assert_eq!(Joined::of(&problems), Some(joined));
     }
 }

@@ -14,7 +14,7 @@ use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 
 use crate::ids::Region;
 use crate::pace::Paced;
-use crate::problem::Code;
+use crate::problem::{CallError, Code};
 use crate::text::plain;
 
 /// Connecting to an endpoint may take this long.
@@ -126,20 +126,6 @@ fn without_budget() -> RetryPartition {
         .build()
 }
 
-/// A call that got no usable answer after all its retries.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{operation} ({resource}): {}: {message}", code.word())]
-pub struct CallError {
-    /// The operation as in an IAM policy: `ssm:SendCommand`.
-    pub operation: &'static str,
-    /// What was asked for, for people: a name or an id.
-    pub resource: String,
-    /// What is wrong.
-    pub code: Code,
-    /// AWS's message, or the innermost cause.
-    pub message: String,
-}
-
 impl CallError {
     /// Words for an SDK error. Its own `Display` says only "service error".
     pub fn new<E, R>(
@@ -175,26 +161,6 @@ impl CallError {
             resource: resource.into(),
             code,
             message: plain(&message, MAX_MESSAGE),
-        }
-    }
-
-    /// An answer that lacks what AWS always gives.
-    pub fn incomplete(operation: &'static str, resource: impl Into<String>, lacks: &str) -> Self {
-        Self {
-            operation,
-            resource: resource.into(),
-            code: Code::UnreadableAnswer,
-            message: format!("the answer holds no {lacks}"),
-        }
-    }
-
-    /// A step that ran into its own time limit.
-    pub fn out_of_time(operation: &'static str, resource: impl Into<String>) -> Self {
-        Self {
-            operation,
-            resource: resource.into(),
-            code: Code::Timeout,
-            message: "no answer within this step's time limit".to_owned(),
         }
     }
 }

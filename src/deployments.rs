@@ -10,12 +10,12 @@ use aws_sdk_codedeploy::types::{
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::{Instant, timeout_at};
 
-use crate::aws::{CallError, Clients, RegionClients, first_pages, pages};
+use crate::aws::{Clients, RegionClients, first_pages, pages};
 use crate::clock::Timestamp;
 use crate::decision::Target;
 use crate::ids::{GroupName, Name};
 use crate::pipeline::{self, Actions};
-use crate::problem::{Code, Problem, Problems, Step};
+use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::trigger::{Home, Order, Subject};
 
 /// Deployment ids in one `BatchGetDeployments`

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use crate::clock::Timestamp;
-use crate::outcome::{Kind, Severity};
+use crate::kind::{Kind, Severity};
 use crate::text::{harmless, host_says, quoted};
 
 /// Seconds within which Systems Manager must deliver the command (`TimeoutSeconds` of

@@ -12,12 +12,12 @@ use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, P
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
-use crate::aws::{CallError, RegionClients, pages};
+use crate::aws::{RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Candidate, Circumstances, Decision, Lifecycle, Node, Target, decide};
 use crate::deployments::{Deployment, Group};
 use crate::ids::{GroupName, InstanceId};
-use crate::problem::{Code, Problem, Problems, Step};
+use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::text::{harmless, plain};
 
 /// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.

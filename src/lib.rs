@@ -16,7 +16,7 @@
 //! | [`window`] decides, [`restart`] does | How many at a time, when to stop; send the document, wait for each result. |
 //! | [`flights`] | Who was sent to and has no outcome yet, and who is late. |
 //! | [`document`] | The contract with the scripts on the hosts: what they get, their line, what each result means. |
-//! | [`outcome`] | What became of an instance: thirteen outcomes, and the causes behind them. |
+//! | [`outcome`], [`kind`] | What became of an instance and why; the thirteen outcomes. |
 //! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
 //! | [`answer`], [`message`], [`metrics`] | The report as JSON, as messages to people and programs, as metrics. |
 //! | [`notify`] | Who is told; publishing to the SNS topic. |
@@ -55,6 +55,7 @@ pub mod document;
 pub mod flights;
 pub mod ids;
 pub mod inventory;
+pub mod kind;
 pub mod message;
 pub mod metrics;
 pub mod notify;
@@ -71,11 +72,11 @@ pub mod trigger;
 pub mod window;
 
 use answer::Answer;
-use aws::{CallError, Clients};
+use aws::Clients;
 use clock::Clock;
 use deployments::{Found, Group};
 use inventory::Fleet;
-use problem::{Problem, Step};
+use problem::{CallError, Problem, Step};
 use report::{GroupReport, Report};
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::advice;
 use crate::answer::{Answer, Detail};
 use crate::ids::{AccountId, Name, Region};
-use crate::outcome::{Kind, Severity};
+use crate::kind::{Kind, Severity};
 use crate::problem::{Problem, Problems};
 use crate::report::{GroupReport, Row};
-use crate::text::{plain, shortened};
+use crate::text::{abridged, plain};
 use crate::trigger::{Home, Order, Subject};
 
 /// Bytes of one `Publish`, attributes included
@@ -119,7 +119,7 @@ pub fn about_problems(order: &Order, problems: &Problems, home: &Home) -> Messag
     let headline = |most: usize| {
         let begin = "WARNING: some agents not restarted: ";
         let room = most.saturating_sub(begin.len() + place.len());
-        format!("{begin}{}{place}", shortened(&order.subject.words(), room))
+        format!("{begin}{}{place}", abridged(&order.subject.words(), room))
     };
     let mut text = format!("{}\n{}\n", headline(usize::MAX), happened(order, &[]));
     write_problems(&mut text, problems);
@@ -185,7 +185,7 @@ fn headline(group: &GroupReport, most: usize) -> String {
     }
     let begin = group_words(group, HEADLINE_OUTCOMES - 1);
     let room = most.saturating_sub(begin.len() + place.len() + ": /".len());
-    let name = |name: &Name| shortened(name.as_str(), room / 2);
+    let name = |name: &Name| abridged(name.as_str(), room / 2);
     let (application, name) = (
         name(&group.name.application),
         name(&group.name.deployment_group),
@@ -277,15 +277,9 @@ fn happened(order: &Order, deployment_ids: &[Name]) -> String {
 
 fn write_problems(text: &mut String, problems: &Problems) {
     for problem in problems.iter().take(MAX_PROBLEMS) {
-        let Problem {
-            step,
-            code,
-            message,
-            remedy,
-        } = problem;
-        let code = code.word();
+        let (step, code, message) = (problem.step, problem.code.word(), &problem.message);
         let _ = writeln!(text, "\nProblem in step {step}: {code}: {message}");
-        let _ = writeln!(text, "  Do: {remedy}.");
+        let _ = writeln!(text, "  Do: {}.", problem.remedy());
     }
     let more = problems.iter().skip(MAX_PROBLEMS).count();
     if more > 0 {
@@ -400,7 +394,7 @@ fn steps(problems: &Problems, rows: &[Row<'_>]) -> Vec<String> {
     let every = critical
         .into_iter()
         .map(advice)
-        .chain(problems.iter().map(|problem| problem.remedy.clone()))
+        .chain(problems.iter().map(Problem::remedy))
         .chain(others.into_iter().map(advice));
     let mut steps: Vec<String> = Vec::new();
     for step in every {

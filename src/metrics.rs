@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::clock::Timestamp;
-use crate::outcome::Kind;
+use crate::kind::Kind;
 use crate::report::{GroupReport, Report};
 
 const NAMESPACE: &str = "CodeDeployAgentRestarter";

@@ -5,9 +5,10 @@ use aws_sdk_sns::types::MessageAttributeValue;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use crate::aws::{CallError, Clients};
+use crate::aws::Clients;
+use crate::kind::Severity;
 use crate::message::{Message, about_group, about_problems};
-use crate::outcome::Severity;
+use crate::problem::CallError;
 use crate::report::{GroupReport, Report};
 use crate::settings::{NotifyOn, Settings, Topic};
 use crate::trigger::Home;

@@ -1,78 +1,14 @@
-//! What became of an instance: thirteen outcomes, and the causes behind them. And what an invocation's end,
-//! as Systems Manager tells it, means. Pure functions over plain data.
+//! What became of an instance, and why: the causes behind the thirteen outcomes. And what an invocation's end, as
+//! Systems Manager tells it, means. Pure functions over plain data.
 
 use aws_sdk_ssm::types::{CommandInvocation, CommandInvocationStatus, CommandPlugin};
 
 use crate::document::{self, Line, Memory, Verdict};
-use crate::text::{host_says, quoted, worded};
+use crate::kind::{Kind, Severity};
+use crate::text::{host_says, quoted};
 
 /// Characters of raw text that are shown when an answer is not the document's.
 const MAX_RAW: usize = 300;
-
-worded! {
-    /// The outcome of one instance: exactly one for each candidate.
-    pub enum Kind {
-        /// A new agent runs and is proven healthy.
-        Restarted = "restarted",
-        /// No agent was running; one runs now and is proven healthy.
-        Started = "started",
-        /// The agent already started after the deployment, and is proven healthy.
-        AlreadyRestarted = "already-restarted",
-        /// The agent uses less memory than the threshold, and is proven healthy.
-        BelowThreshold = "below-threshold",
-        /// Deliberately left alone: starting, leaving, gone, or never deployed to.
-        Skipped = "skipped",
-        /// The document ran and reports a failure, or an answer that proves nothing.
-        Failed = "failed",
-        /// A lifecycle event, an update, another restart or another deployment was running.
-        Busy = "busy",
-        /// Systems Manager cannot reach the instance.
-        Unreachable = "unreachable",
-        /// The command did not arrive at the instance.
-        Undelivered = "undelivered",
-        /// The document did not end in time.
-        TimedOut = "timed-out",
-        /// Somebody cancelled the command.
-        Cancelled = "cancelled",
-        /// Not sent to: the brake, the time limit, a failed call, or a lifecycle state that is unknown.
-        HeldBack = "held-back",
-        /// Sent, but without a result when the function had to report.
-        Unfinished = "unfinished",
-    }
-}
-
-impl Kind {
-    /// Whether somebody must hear of it.
-    pub fn needs_attention(self) -> bool {
-        match self {
-            Self::Restarted
-            | Self::Started
-            | Self::AlreadyRestarted
-            | Self::BelowThreshold
-            | Self::Skipped => false,
-            Self::Failed
-            | Self::Busy
-            | Self::Unreachable
-            | Self::Undelivered
-            | Self::TimedOut
-            | Self::Cancelled
-            | Self::HeldBack
-            | Self::Unfinished => true,
-        }
-    }
-}
-
-worded! {
-    /// How bad something is; the worst of its parts.
-    pub enum Severity {
-        /// Every agent is fresh and alive, or deliberately left alone.
-        Ok = "ok",
-        /// Somebody should look.
-        Warning = "warning",
-        /// An agent is down: the next deployment will fail there.
-        Critical = "critical",
-    }
-}
 
 /// Why an instance has its outcome. It decides the outcome's kind, how bad that is, whether it brakes the
 /// others, and what people are to do.

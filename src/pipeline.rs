@@ -8,9 +8,9 @@ use aws_sdk_codepipeline::types::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::aws::{CallError, RegionClients, pages};
+use crate::aws::{RegionClients, pages};
 use crate::ids::{AccountId, Arn, GroupName, Name, Region};
-use crate::problem::{Code, Problem, Problems, Step};
+use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::trigger::{Home, Order};
 
 /// CodePipeline's list may lag behind its event: it is asked again this often …

@@ -1,14 +1,7 @@
 //! A call that failed for good, or an answer that makes no sense: what it is, in which step, and what to do.
 
-use serde::Serialize;
-
-use crate::advice;
-use crate::aws::CallError;
 use crate::ids::AccountId;
-use crate::text::{plain, worded};
-
-/// Characters of the messages of several problems as one, and of their remedies.
-const MAX_JOINED: usize = 4_000;
+use crate::text::worded;
 
 worded! {
     /// The steps of one event that can meet a problem.
@@ -135,6 +128,42 @@ impl Code {
     }
 }
 
+/// A call that got no usable answer after all its retries.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{operation} ({resource}): {}: {message}", code.word())]
+pub struct CallError {
+    /// The operation as in an IAM policy: `ssm:SendCommand`.
+    pub operation: &'static str,
+    /// What was asked for, for people: a name or an id.
+    pub resource: String,
+    /// What is wrong.
+    pub code: Code,
+    /// AWS's message, or the innermost cause.
+    pub message: String,
+}
+
+impl CallError {
+    /// An answer that lacks what AWS always gives.
+    pub fn incomplete(operation: &'static str, resource: impl Into<String>, lacks: &str) -> Self {
+        Self {
+            operation,
+            resource: resource.into(),
+            code: Code::UnreadableAnswer,
+            message: format!("the answer holds no {lacks}"),
+        }
+    }
+
+    /// A step that ran into its own time limit.
+    pub fn out_of_time(operation: &'static str, resource: impl Into<String>) -> Self {
+        Self {
+            operation,
+            resource: resource.into(),
+            code: Code::Timeout,
+            message: "no answer within this step's time limit".to_owned(),
+        }
+    }
+}
+
 /// What kept a group, or the event, from being treated as it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -144,8 +173,8 @@ pub struct Problem {
     pub code: Code,
     /// What happened.
     pub message: String,
-    /// What to do about it.
-    pub remedy: String,
+    /// The call that failed, if it is one: operation and resource, as in [`CallError`].
+    pub call: Option<(&'static str, String)>,
 }
 
 impl Problem {
@@ -158,7 +187,7 @@ impl Problem {
                 "{} ({}): {}",
                 error.operation, error.resource, error.message
             ),
-            remedy: advice::on_call(error),
+            call: Some((error.operation, error.resource.clone())),
         }
     }
 
@@ -175,9 +204,9 @@ impl Problem {
     pub fn new(step: Step, code: Code, message: impl Into<String>) -> Self {
         Self {
             step,
-            message: message.into(),
-            remedy: advice::on_problem(&code),
             code,
+            message: message.into(),
+            call: None,
         }
     }
 }
@@ -203,27 +232,6 @@ impl Problems {
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
-
-    /// All of them as one, which is the form of the JSON contract: the first one's step and code lead, messages
-    /// and remedies are joined. `None` when there is none.
-    pub fn joined(&self) -> Option<Joined<'_>> {
-        let first = self.0.first()?;
-        let join = |text: fn(&Problem) -> &str| {
-            let mut texts: Vec<&str> = Vec::new();
-            for text in self.0.iter().map(text) {
-                if !texts.contains(&text) {
-                    texts.push(text);
-                }
-            }
-            plain(&texts.join("; "), MAX_JOINED)
-        };
-        Some(Joined {
-            step: first.step,
-            code: first.code.word(),
-            message: join(|problem| &problem.message),
-            remedy: join(|problem| &problem.remedy),
-        })
-    }
 }
 
 impl From<Problem> for Problems {
@@ -247,43 +255,9 @@ impl IntoIterator for Problems {
     }
 }
 
-/// Several problems as the one of the JSON contract.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Joined<'a> {
-    /// The first one's step.
-    pub step: Step,
-    /// The first one's code.
-    pub code: &'a str,
-    /// What happened.
-    pub message: String,
-    /// What to do.
-    pub remedy: String,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_two_problems_both_are_told_and_the_same_one_once() {
-        let problem = |message: &str, remedy: &str| Problem {
-            step: Step::Poll,
-            code: Code::Timeout,
-            message: message.to_owned(),
-            remedy: remedy.to_owned(),
-        };
-        let mut problems = Problems::default();
-        assert_eq!(problems.joined(), None);
-        problems.note(problem("no answer to a", "repeat"));
-        problems.note(problem("no answer to a", "repeat"));
-        assert_eq!(problems.iter().count(), 1);
-        problems.note(problem("no answer to b", "repeat"));
-        problems.note(problem("denied", "allow it"));
-        let joined = problems.joined().unwrap();
-        assert_eq!(joined.code, "Timeout");
-        assert_eq!(joined.message, "no answer to a; no answer to b; denied");
-        assert_eq!(joined.remedy, "repeat; allow it");
-    }
 
     #[test]
     fn time_cures_what_is_aws_s_own_fault_and_no_denial() {

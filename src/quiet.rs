@@ -5,11 +5,11 @@ use std::time::Duration;
 use aws_sdk_codedeploy::types::DeploymentStatus;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::aws::{CallError, Clients, RegionClients};
+use crate::aws::{Clients, RegionClients};
 use crate::clock::Clock;
 use crate::deployments::{by_auto_scaling, get_deployments, list_deployments};
 use crate::ids::GroupName;
-use crate::problem::{Problem, Step};
+use crate::problem::{CallError, Problem, Step};
 
 /// Other deployments of the group are asked for this often …
 const PAUSE: Duration = Duration::from_secs(10);

@@ -10,7 +10,8 @@ use crate::decision::{Decision, Target};
 use crate::deployments::{Group, Unresolved};
 use crate::ids::{GroupName, Name};
 use crate::inventory::Fleet;
-use crate::outcome::{Cause, Kind, Outcome, Severity};
+use crate::kind::{Kind, Severity};
+use crate::outcome::{Cause, Outcome};
 use crate::problem::{Problem, Problems};
 use crate::trigger::Order;
 use crate::window::Results;
@@ -103,6 +104,7 @@ impl GroupReport {
     /// A group with its decisions and, unless restarts are merely planned, their results.
     pub fn of(group: Group, fleet: Fleet, results: Option<Results>, duration: Duration) -> Self {
         let mut problems = fleet.problems;
+        let planned = results.is_none();
         let mut outcomes = results.map(|results| {
             problems.extend(results.problems);
             results.outcomes
@@ -119,7 +121,8 @@ impl GroupReport {
                     (Decision::AskAgain(reason), None) => {
                         Some(Outcome::of(Cause::Unreachable, reason))
                     }
-                    (Decision::Restart(_), None) => None,
+                    (Decision::Restart(_), None) if planned => None,
+                    (Decision::Restart(_), None) => Some(Outcome::of(Cause::NoTime, "not sent")),
                 };
                 let entry = Entry {
                     name: instance.name,

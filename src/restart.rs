@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::aws::{CallError, RegionClients, pages};
+use crate::aws::{RegionClients, pages};
 use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::deployments::Group;
@@ -17,6 +17,7 @@ use crate::document::{DELIVERY_SECONDS, Parameters};
 use crate::ids::InstanceId;
 use crate::inventory::{Fleet, Question, decide_again};
 use crate::outcome::{Progress, of_invocation};
+use crate::problem::CallError;
 use crate::settings::Settings;
 use crate::window::{Carried, Limits, Next, Plan, Results, Why, Window};
 

@@ -61,7 +61,7 @@ pub fn host_says(text: &str, most: usize) -> String {
 }
 
 /// At most `most` characters of ASCII text: its begin and its end.
-pub fn shortened(text: &str, most: usize) -> String {
+pub fn abridged(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
     }
@@ -132,9 +132,9 @@ mod tests {
 
     #[test]
     fn a_name_is_shortened_in_its_middle() {
-        assert_eq!(shortened("my-application", 14), "my-application");
-        assert_eq!(shortened("my-application", 13), "my-app..ation");
-        assert_eq!(shortened("my-application", 2), "..");
+        assert_eq!(abridged("my-application", 14), "my-application");
+        assert_eq!(abridged("my-application", 13), "my-app..ation");
+        assert_eq!(abridged("my-application", 2), "..");
     }
 
     #[test]

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::aws::CallError;
 use crate::decision::Decision;
 use crate::flights::Flights;
 use crate::ids::InstanceId;
 use crate::outcome::{Cause, Outcome, Progress};
-use crate::problem::{Problem, Problems, Step};
+use crate::problem::{CallError, Problem, Problems, Step};
 
 /// Instance ids in one `SendCommand`
 /// (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_SendCommand.html>).
@@ -227,7 +226,7 @@ impl Window {
             // One id that is refused spoils its whole command, as does one without the tag that the policy asks
             // for. It may have gone since the fleet was read; if not, the chunk is halved until it stands alone.
             match chunk.decided_again {
-                true => self.split(chunk, error),
+                true => self.halve(chunk, error),
                 false => {
                     chunk.refused = Some(error);
                     self.chunks.push_front(chunk);
@@ -287,7 +286,7 @@ impl Window {
             decided_again: chunk.decided_again || why == Why::Refused,
         };
         match chunk.refused {
-            Some(error) if nobody_left => self.split(again, error),
+            Some(error) if nobody_left => self.halve(again, error),
             _ if again.ids.is_empty() => {}
             _ => self.chunks.push_front(again),
         }
@@ -393,7 +392,7 @@ impl Window {
     }
 
     /// Halves a chunk that was refused; a single instance is the culprit.
-    fn split(&mut self, chunk: Chunk, error: CallError) {
+    fn halve(&mut self, chunk: Chunk, error: CallError) {
         if let [id] = &chunk.ids[..] {
             let id = id.clone();
             match error.code.is_denied() {
@@ -477,7 +476,7 @@ fn refused(error: &CallError) -> Outcome {
 mod tests {
     use super::*;
     use crate::document::Verdict;
-    use crate::outcome::Kind;
+    use crate::kind::Kind;
     use crate::problem::Code;
 
     const SECOND: Duration = Duration::from_secs(1);

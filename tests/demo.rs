@@ -118,7 +118,11 @@ async fn the_table_of_the_bad_day_is_the_state_of_the_world_and_all_of_it_happen
         }
         let problems: Vec<&str> = report.problems().map(|p| p.code.word()).collect();
         assert_eq!(problems, ["OtherAccount", "InvalidDocument"]);
-        assert!(report.problems().all(|problem| !problem.remedy.is_empty()));
+        assert!(
+            report
+                .problems()
+                .all(|problem| !problem.remedy().is_empty())
+        );
 
         assert_it_was_a_bad_day(&played);
     }

@@ -3,7 +3,7 @@
 
 use codedeploy_agent_restarter::clock::{RESERVE, Timestamp};
 use codedeploy_agent_restarter::document::{Parameters, Verdict};
-use codedeploy_agent_restarter::outcome::{Kind, Severity};
+use codedeploy_agent_restarter::kind::{Kind, Severity};
 use codedeploy_agent_restarter::settings::Settings;
 use serde::Serialize;
 

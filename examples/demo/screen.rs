@@ -440,7 +440,7 @@ fn show_problems(problems: &Problems) {
     for problem in problems.iter() {
         let (step, code, message) = (problem.step, problem.code.word(), &problem.message);
         say_folded(&format!("Problem in step {step}: {code}: {message}"), 2);
-        say_folded(&format!("  Do: {}", problem.remedy), 6);
+        say_folded(&format!("  Do: {}", problem.remedy()), 6);
     }
 }
 
