@@ -1,43 +1,44 @@
 //! Restarts the CodeDeploy agent on every instance that a deployment went to, and tells somebody about each
-//! one that it could not.
+//! agent that it could not restart.
 //!
 //! An event is the success of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
-//! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event. It finds the
-//! deployment groups that are meant; then **each group is a story of its own**, with one message at its end:
-//! wait until no other deployment of it runs, find its instances, restart them, report. Groups live side by
-//! side, but for those that share instances: they follow each other. The modules, in the order of the story:
+//! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event:
 //!
-//! | module | question |
+//! 1. [`trigger`] reads what the event orders. Then the deployment groups that are meant are found, with the
+//!    targets of their deployments: [`pipeline`] asks CodePipeline for an execution's deployments, [`deployments`]
+//!    asks CodeDeploy about them, and says since when an agent is fresh.
+//! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
+//!    [`inventory`] asks Auto Scaling, Systems Manager and CodeDeploy about the group's instances, and [`decision`]
+//!    says of each whether its agent is restarted, or why not. [`window`] says how many at a time and when to stop,
+//!    [`flights`] keeps who was sent to and is late; [`restart`] does what they say: it sends the Run Command document
+//!    and asks for results until each instance has an [`outcome`]. Groups live side by side, but groups that have
+//!    targets in common follow each other: what the first one restarts is fresh for the next.
+//! 3. The [`report`] holds every instance in one of thirteen outcomes ([`kind`]) and every call that failed as a
+//!    [`problem`]. It is returned as JSON ([`answer`]), logged, printed as [`metrics`], and told: [`notify`] publishes
+//!    one [`message`] for each group in which anything needs attention (or for every group, if so set), and one for
+//!    problems that belong to no group. What people should do comes from [`advice`].
+//!
+//! | below all of it | |
 //! |---|---|
-//! | [`trigger`] | What does the event ask for, or why is it ignored? |
-//! | [`pipeline`], [`deployments`] | Which deployments, of which groups, to which targets? Since when is an agent fresh? |
-//! | [`quiet`] | Does another deployment of the group still run? |
-//! | [`inventory`] asks, [`decision`] decides | Which instances are that, and what is to be done with each? |
-//! | [`window`] decides, [`restart`] does | How many at a time, when to stop; send the document, wait for each result. |
-//! | [`flights`] | Who was sent to and has no outcome yet, and who is late. |
-//! | [`document`] | The contract with the scripts on the hosts: what they get, their line, what each result means. |
-//! | [`outcome`], [`kind`] | What became of an instance and why; the thirteen outcomes. |
-//! | [`report`] | Every candidate in one outcome, every failed call as a problem. |
-//! | [`answer`], [`message`], [`metrics`] | The report as JSON, as messages to people and programs, as metrics. |
-//! | [`notify`] | Who is told; publishing to the SNS topic. |
-//! | [`advice`] | What a person should do, about every outcome and every problem. |
-//! | [`problem`] | What can go wrong in which step, and whether time may cure it. |
-//! | [`settings`], [`aws`], [`pace`], [`clock`], [`ids`], [`text`] | What operators set, the clients and their rate, time as a parameter, checked names, words. |
+//! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, what each result means. |
+//! | [`settings`] | What operators set. |
+//! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
+//! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
-//! An event has Lambda's 15 minutes: at most 90 s to find groups and instances, 120 s until no other
-//! deployment of a group runs, and the rest, less 45 s for the report, to send and wait. Whoever is left at the
-//! end is reported too: not sent to (`held-back`), without a result (`unfinished`), or `busy` because another
-//! deployment ran, whose own success brings the restart if the function hears of it.
+//! An event has Lambda's 15 minutes. Groups and instances are to be found in 90 s, not counting the wait for quiet;
+//! 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
+//! well: not sent to (`held-back`), or sent to without a result (`unfinished`). While another deployment of its group
+//! runs, an instance is `busy`: that deployment's own success brings the restart, if the function hears of it.
 //!
-//! Whether a restart is *safe*, and whether a *new, healthy* agent runs afterwards, is decided and proven on
-//! the host, by the Run Command document. So an event may be delivered twice, a request repeated, and an
-//! instance be in two groups: an agent that started after the deployment is left alone, and of two runs at
-//! once the second waits for the first. A repeated event tells again of what still needs attention.
+//! The *host* decides, in the document's script, whether a restart is safe, and proves that a new, healthy agent runs
+//! afterwards. An agent that started after the deployment is left alone there, and of two scripts at once the second
+//! waits for the first. So it does no harm that an event is delivered twice, that a request is repeated, or that an
+//! instance is in two groups; what still needs attention is told again.
 //!
-//! An instance that fails is data: it stands in the report. A call that fails is a [`Problem`] of its group
-//! or of the event, and the rest goes on. A group's message is due when anything in it needs attention (or
-//! always, if so set), but never for ignored events and dry runs. [`Error`] is left for an event that cannot be
-//! read and a report that cannot be published: Lambda's retries and dead-letter queue take over.
+//! An instance that fails is data in the report. A call that fails, after its retries, is a problem of its group or of
+//! the event, and the rest goes on. The invocation itself fails only for an event that cannot be read, so that it lands
+//! in the dead-letter queue, and for a message that cannot be published, so that Lambda repeats it. A dry run looks
+//! once, plans, and neither sends nor publishes.
 
 use std::time::Duration;
 
@@ -108,9 +109,9 @@ impl Error {
 /// What became of an event.
 #[derive(Clone, Debug)]
 pub enum Handled {
-    /// It is none of ours, or asks for nothing.
+    /// It is none of ours, or there is nothing of ours to restart.
     Ignored {
-        /// What it ordered, when that much was understood.
+        /// What it ordered, when it was an order.
         order: Option<Order>,
         /// Why.
         reason: String,
@@ -126,7 +127,7 @@ pub struct Restarter {
     pub settings: Settings,
     /// The AWS clients.
     pub clients: Clients,
-    /// Takes each line of metrics; Lambda's log is their way to CloudWatch.
+    /// Prints a line of metrics: from Lambda's log, CloudWatch takes them.
     pub print: fn(&str),
 }
 
@@ -159,7 +160,7 @@ impl Restarter {
             }
         };
         tracing::info!(time = %order.time, "{}", order.subject.words());
-        // Boxed futures here and below, since the compiler limits how deep they may nest.
+        // Boxed, here and below: the compiler limits how deep futures may nest.
         let by = (Instant::now() + RESOLVE_LIMIT).min(clock.until());
         let found: BoxFuture<'_, Found> =
             Box::pin(deployments::find(&self.clients, &order, home, by));
@@ -174,6 +175,7 @@ impl Restarter {
                 return Ok(Handled::Ignored { order, reason });
             }
         };
+        // What is left of the limit is for each group's instances, once the group is quiet.
         let left = by.saturating_duration_since(Instant::now());
         let dry_run = order.dry_run || self.settings.dry_run;
         let rows = deployments::rows(groups)
@@ -212,7 +214,7 @@ impl Restarter {
         })
     }
 
-    /// The story of one group. Its instances are to be found in the time that is `left`.
+    /// The story of one group. Once it is quiet, its instances are to be found in the time that is `left`.
     async fn restart_group(
         &self,
         group: Group,
@@ -290,7 +292,7 @@ impl Restarter {
     }
 }
 
-/// Nobody gets the answer to an event: its plan and its problems are in the log.
+/// Nobody gets the answer to an event: a dry run's plan, and every problem, are in the log.
 fn log(report: &Report) {
     for (target, entry) in report.plan() {
         let (decision, reason) = (entry.decision.word(), entry.decision.reason());

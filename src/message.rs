@@ -1,5 +1,5 @@
 //! What a message says, to people (text, one line, chat card) and to programs: about one group, or about what belongs
-//! to no group. Pure; what to do comes from [`advice`](crate::advice).
+//! to no group. Pure; what to do comes from [`advice`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
