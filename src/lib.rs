@@ -75,6 +75,7 @@ pub mod window;
 use answer::Answer;
 use aws::Clients;
 use clock::Clock;
+use decision::Decision;
 use deployments::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Problem, Step};
@@ -292,16 +293,26 @@ impl Restarter {
     }
 }
 
-/// Nobody gets the answer to an event: a dry run's plan, and every problem, are in the log.
+/// Nobody gets the answer to an event, so the log holds it all: a dry run's plan, those that nothing was sent to (the
+/// others have their lines already), and every problem.
 fn log(report: &Report) {
-    for (target, entry) in report.plan() {
+    for (target, entry) in report.groups.iter().flat_map(|group| &group.instances) {
         let (decision, reason) = (entry.decision.word(), entry.decision.reason());
-        tracing::info!(
-            instance.id = %target,
-            decision,
-            reason,
-            "dry run: {target}: {decision}: {reason}"
-        );
+        match (&entry.decision, report.dry_run) {
+            (_, true) => tracing::info!(
+                instance.id = %target,
+                decision,
+                reason,
+                "dry run: {target}: {decision}: {reason}"
+            ),
+            (Decision::Leave(..), false) => tracing::info!(
+                instance.id = %target,
+                outcome = decision,
+                detail = reason,
+                "{target}: {decision}"
+            ),
+            (Decision::Restart(_) | Decision::AskAgain(_), false) => {}
+        }
     }
     for problem in report.problems() {
         let (step, code) = (problem.step.word(), problem.code.word());

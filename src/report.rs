@@ -80,12 +80,6 @@ impl Report {
         let groups = self.groups.iter().map(GroupReport::severity);
         groups.fold(severity_of(&self.problems), Severity::max)
     }
-
-    /// The decisions of a dry run; nothing otherwise.
-    pub fn plan(&self) -> impl Iterator<Item = (&Target, &Entry)> {
-        let groups = self.groups.iter().filter(|_| self.dry_run);
-        groups.flat_map(|group| &group.instances)
-    }
 }
 
 impl GroupReport {

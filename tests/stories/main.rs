@@ -7,7 +7,7 @@
 //! | `triggers`, `deployments` | What does an event ask for, and which deployments of which groups are meant? |
 //! | `quiet`, `decisions` | Does another deployment run, and which instances are restarted? |
 //! | `window`, `refusals`, `groups` | How many at a time; what is refused; several groups of one event. |
-//! | `polling`, `outcomes` | How commands are watched, and what their ends mean. |
+//! | `polling`, `waves`, `outcomes` | How commands are watched, also in waves, and what their ends mean. |
 //! | `time`, `problems`, `repeats` | Deadlines, calls that fail, what arrives twice. |
 //! | `calls`, `messages` | The calls that are made, and the views of the report. |
 
