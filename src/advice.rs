@@ -6,11 +6,11 @@ use crate::clock::Timestamp;
 use crate::document::Verdict;
 use crate::ids::{GroupName, Name};
 use crate::outcome::Cause;
-use crate::problem::{Code, Problem};
+use crate::problem::{Call, Code, Problem};
 use crate::trigger::Home;
 
 /// Commands of a message that repeat a group's restart, one for each deployment.
-const MAX_COMMANDS: usize = 10;
+pub const MAX_COMMANDS: usize = 10;
 
 /// What to do about an outcome.
 pub fn on_outcome(cause: Cause) -> &'static str {
@@ -82,18 +82,20 @@ impl Problem {
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match (&self.code, &self.call) {
-            (Code::Aws(aws), Some((operation, resource))) => {
-                on_call(&self.code, aws, operation, resource)
-            }
+            (Code::Aws(aws), Some(call)) => on_call(&self.code, aws, call),
             (code, _) => on_code(code),
         }
     }
 }
 
 /// What to do about a call that AWS refused.
-fn on_call(code: &Code, aws: &str, operation: &str, resource: &str) -> String {
+fn on_call(code: &Code, aws: &str, call: &Call) -> String {
+    let Call {
+        operation,
+        resource,
+    } = call;
     match aws {
-        _ if code.is_denied() && operation == "ssm:SendCommand" => format!(
+        _ if code.is_denied() && *operation == "ssm:SendCommand" => format!(
             "allow {operation} in the function's role, on the document {resource} and on the instances \
              (if only with a tag: these lack it)"
         ),
@@ -140,8 +142,8 @@ fn on_code(code: &Code) -> String {
     }
 }
 
-/// The commands that repeat the restart of a group by hand, one for each deployment: a request takes one. The
-/// time makes them safe to repeat.
+/// The commands that repeat the restart of a group by hand, one for each of the first deployments: a request takes
+/// one. The time makes them safe to repeat.
 pub fn repeat_commands(
     group: &GroupName,
     deployment_ids: &[Name],

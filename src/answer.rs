@@ -9,7 +9,7 @@ use crate::ids::{AccountId, GroupName, Name, Region};
 use crate::kind::{Kind, Severity};
 use crate::problem::{Problem, Problems, Step};
 use crate::report::{Entry, GroupReport, Report, Row, severity_of};
-use crate::text::plain;
+use crate::text::{cut, plain};
 use crate::trigger::Order;
 
 /// Characters of the messages of several problems as one, and of their remedies.
@@ -24,13 +24,10 @@ pub struct Detail {
     pub characters: usize,
 }
 
-impl Detail {
-    /// All that the contract allows: the answer must fit Lambda's 6 MB, with a dozen groups.
-    pub const FULL: Self = Self {
-        rows: 500,
-        characters: usize::MAX,
-    };
-}
+/// Instances that need attention in one answer, and in one group of it: each takes about a kilobyte, and Lambda takes
+/// 6 MB (<https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html>).
+const MAX_ROWS: usize = 4_000;
+const MAX_GROUP_ROWS: usize = 500;
 
 /// The answer to one event, or the part of it that is about one group.
 #[derive(Debug, Serialize)]
@@ -71,8 +68,12 @@ impl<'a> Answer<'a> {
 
     /// The answer to an event that was acted upon, or planned.
     pub fn of_report(report: &'a Report, notified: bool) -> Self {
+        let detail = Detail {
+            rows: MAX_GROUP_ROWS.min(MAX_ROWS / report.groups.len().max(1)),
+            characters: usize::MAX,
+        };
         let groups = report.groups.iter();
-        let groups = groups.map(|group| GroupAnswer::of(group, report.dry_run, Detail::FULL));
+        let groups = groups.map(|group| GroupAnswer::of(group, report.dry_run, detail));
         Self {
             result: match report.dry_run {
                 true if report.problems().next().is_none() => "dry-run",
@@ -80,7 +81,8 @@ impl<'a> Answer<'a> {
                 false => result(report.severity()),
             },
             groups: groups.collect(),
-            ..Self::about(&report.order, report.severity(), &report.problems, notified)
+            problem: Joined::of(&report.problems),
+            ..Self::about(&report.order, report.severity(), notified)
         }
     }
 
@@ -88,24 +90,26 @@ impl<'a> Answer<'a> {
     pub fn of_group(order: &'a Order, group: &'a GroupReport, detail: Detail) -> Self {
         Self {
             groups: vec![GroupAnswer::of(group, false, detail)],
-            problem: None,
-            ..Self::about(order, group.severity(), &group.problems, true)
+            ..Self::about(order, group.severity(), true)
         }
     }
 
     /// What a message about problems of no group tells programs.
     pub fn of_problems(order: &'a Order, problems: &'a Problems) -> Self {
-        Self::about(order, severity_of(problems), problems, true)
+        Self {
+            problem: Joined::of(problems),
+            ..Self::about(order, severity_of(problems), true)
+        }
     }
 
-    fn about(order: &'a Order, severity: Severity, problems: &'a Problems, notified: bool) -> Self {
+    fn about(order: &'a Order, severity: Severity, notified: bool) -> Self {
         Self {
             result: result(severity),
             reason: None,
             severity,
             trigger: Some(order),
             groups: Vec::new(),
-            problem: Joined::of(problems),
+            problem: None,
             notified,
         }
     }
@@ -169,7 +173,7 @@ impl<'a> AttentionRow<'a> {
             name: row.name,
             outcome: row.outcome.kind(),
             severity: row.outcome.severity(),
-            detail: plain(&row.outcome.detail, characters),
+            detail: cut(&row.outcome.detail, characters),
             command_id: row.outcome.command_id.as_deref(),
         }
     }

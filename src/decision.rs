@@ -5,17 +5,14 @@ use std::fmt;
 use crate::clock::Timestamp;
 use crate::ids::InstanceId;
 use crate::outcome::Cause;
-use crate::text::{harmless, quoted};
-
-/// Characters of an on-premises target's name.
-const MAX_TARGET: usize = 100;
+use crate::text::quoted;
 
 /// What CodeDeploy deploys to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     /// An EC2 instance.
     Instance(InstanceId),
-    /// An on-premises instance, which carries a name.
+    /// An on-premises instance, which carries a name that its owner chose.
     OnPremises(String),
 }
 
@@ -24,7 +21,7 @@ impl Target {
     pub fn read(id: &str) -> Self {
         match InstanceId::read(id) {
             Some(id) => Self::Instance(id),
-            None => Self::OnPremises(harmless(id, MAX_TARGET)),
+            None => Self::OnPremises(id.to_owned()),
         }
     }
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::clock::Timestamp;
 use crate::kind::{Kind, Severity};
-use crate::text::{harmless, host_says, quoted};
+use crate::text::{harmless, host_says};
 
 /// Seconds within which Systems Manager must deliver the command (`TimeoutSeconds` of
 /// <https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_SendCommand.html>).
@@ -16,8 +16,8 @@ const EXECUTION_SECONDS: u32 = 360;
 const LINE_VERSION: u64 = 1;
 /// Characters of a detail that the script gives.
 const MAX_DETAIL: usize = 600;
-/// Characters of the agent's version.
-const MAX_VERSION: usize = 60;
+/// Characters of the agent's version, and of a result that is unknown.
+const MAX_WORD: usize = 60;
 
 /// What a script is given: numbers, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,8 +226,12 @@ pub fn line_in(output: &str) -> Option<Result<Line, String>> {
 }
 
 fn read(line: &str) -> Result<Line, String> {
-    let written: Written = serde_json::from_str(line)
-        .map_err(|error| format!("the document's line is no valid JSON ({error})"))?;
+    let written: Written = serde_json::from_str(line).map_err(|error| {
+        format!(
+            "the document's line is no valid JSON (column {})",
+            error.column()
+        )
+    })?;
     if written.agent_restart != LINE_VERSION {
         return Err(format!(
             "the document's line has version {}, this function knows {LINE_VERSION}",
@@ -236,8 +240,8 @@ fn read(line: &str) -> Result<Line, String> {
     }
     let verdict = Verdict::read(&written.result, written.code).ok_or_else(|| {
         format!(
-            "the document's line has the unknown result {} with code {}",
-            quoted(&written.result),
+            "the document's line has an unknown result ({}) with code {}",
+            host_says(&written.result, MAX_WORD),
             written.code
         )
     })?;
@@ -255,7 +259,7 @@ fn read(line: &str) -> Result<Line, String> {
 fn detail(verdict: Verdict, written: &Written) -> String {
     let mut words = Vec::new();
     if verdict.kind().needs_attention() {
-        let version = harmless(&written.agent_version, MAX_VERSION);
+        let version = harmless(&written.agent_version, MAX_WORD);
         let agent = match version.is_empty() {
             true => String::new(),
             false => format!(", agent {version}"),

@@ -59,8 +59,8 @@ checked!(
 
 checked!(
     /// The name of an application, a deployment group or a pipeline, or a deployment's id: 1 to 100 of the
-    /// characters that CodeDeploy and CodePipeline allow. Nothing that a chat or a mail could read as markup
-    /// passes.
+    /// characters that CodeDeploy and CodePipeline allow. No blank, quote, bracket or slash is among them, so that
+    /// no stranger's sentence or link stands in a message as a name.
     Name,
     |text| (1..=100).contains(&text.len())
         && text

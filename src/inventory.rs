@@ -28,10 +28,13 @@ const LIFECYCLE_BATCH: usize = 50;
 /// Instance ids in one `DescribeInstanceInformation`, and nodes on one page of it
 /// (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_DescribeInstanceInformation.html>).
 const INVENTORY_BATCH: usize = 50;
+const INVENTORY_PAGE: i32 = 50;
 /// Target ids in one `BatchGetDeploymentTargets`.
 const TARGETS_BATCH: usize = 25;
 /// Characters of an instance's name.
 const MAX_NAME: usize = 100;
+/// Characters of the names of Auto Scaling groups.
+const MAX_SHOWN: usize = 300;
 /// Seconds after which the targets of a deployment that a request names may well be gone.
 const OLD_DEPLOYMENT: u64 = 24 * 60 * 60;
 
@@ -247,7 +250,7 @@ async fn describe_members(client: &RegionClients, names: &[String]) -> Result<Me
                 .set_next_token(token)
                 .send()
                 .await
-                .map_err(|error| CallError::new(OPERATION, names.join(", "), &error))?;
+                .map_err(|error| CallError::new(OPERATION, shown(names), &error))?;
             Ok((
                 page.auto_scaling_groups.unwrap_or_default(),
                 page.next_token,
@@ -272,9 +275,14 @@ async fn describe_members(client: &RegionClients, names: &[String]) -> Result<Me
     })
 }
 
+/// The names of Auto Scaling groups, which may hold anything.
+fn shown(names: &[String]) -> String {
+    harmless(&names.join(", "), MAX_SHOWN)
+}
+
 fn missing_groups(group: &GroupName, missing: &[String]) -> Option<Problem> {
     (!missing.is_empty()).then(|| {
-        let names = missing.join(", ");
+        let names = shown(missing);
         Problem::new(
             Step::Fleet,
             Code::AutoScalingGroupMissing,
@@ -355,7 +363,7 @@ async fn describe_nodes_of(
     while let Some(ids) = open.pop() {
         match describe_nodes_listed(client, ids).await {
             Ok(found) => nodes.extend(found),
-            Err(error) if error.code.word() == "InvalidInstanceId" => {
+            Err(error) if error.code.refuses_an_id() => {
                 if ids.len() > 1 {
                     let (left, right) = ids.split_at(ids.len() / 2);
                     open.extend([right, left]);
@@ -385,7 +393,7 @@ async fn describe_nodes_listed(
             .await
             .describe_instance_information()
             .filters(filter.clone())
-            .max_results(INVENTORY_BATCH as i32)
+            .max_results(INVENTORY_PAGE)
             .set_next_token(token)
             .send()
             .await

@@ -25,7 +25,7 @@
 //! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
-//! An event has Lambda's 15 minutes. Groups and instances are to be found in 90 s, not counting the wait for quiet;
+//! An event has Lambda's 15 minutes. Deployments are to be found in 60 s, instances in 90 s in all, the wait for quiet aside;
 //! 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
 //! well: not sent to (`held-back`), or sent to without a result (`unfinished`). While another deployment of its group
 //! runs, an instance is `busy`: that deployment's own success brings the restart, if the function hears of it.
@@ -73,7 +73,7 @@ pub mod trigger;
 pub mod window;
 
 use answer::Answer;
-use aws::Clients;
+use aws::{Clients, RegionClients};
 use clock::Clock;
 use decision::Decision;
 use deployments::{Found, Group};
@@ -83,8 +83,10 @@ use report::{GroupReport, Report};
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
-/// Finding the deployments and then the instances may take this long together, retries included.
+/// Finding the deployments and then the instances may take this long together, retries included …
 const RESOLVE_LIMIT: Duration = Duration::from_secs(90);
+/// … of which this is for the deployments: one region that hangs leaves the others time for their instances.
+const DEPLOYMENTS_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why an invocation fails.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +164,8 @@ impl Restarter {
         };
         tracing::info!(time = %order.time, "{}", order.subject.words());
         // Boxed, here and below: the compiler limits how deep futures may nest.
-        let by = (Instant::now() + RESOLVE_LIMIT).min(clock.until());
+        let (begun, now) = (clock.elapsed(), Instant::now());
+        let by = (now + DEPLOYMENTS_LIMIT).min(clock.until());
         let found: BoxFuture<'_, Found> =
             Box::pin(deployments::find(&self.clients, &order, home, by));
         let (groups, unresolved, problems) = match found.await {
@@ -177,13 +180,13 @@ impl Restarter {
             }
         };
         // What is left of the limit is for each group's instances, once the group is quiet.
-        let left = by.saturating_duration_since(Instant::now());
+        let took = clock.elapsed() - begun;
+        let left = RESOLVE_LIMIT.saturating_sub(took);
         let dry_run = order.dry_run || self.settings.dry_run;
         let rows = deployments::rows(groups)
             .into_iter()
             .map(|row| self.restart_row(row, clock, left, dry_run));
         let mut groups = join_all(rows).await.concat();
-        let took = clock.elapsed();
         groups.extend(
             unresolved
                 .into_iter()
@@ -207,9 +210,14 @@ impl Restarter {
         dry_run: bool,
     ) -> BoxFuture<'a, Vec<GroupReport>> {
         Box::pin(async move {
-            let mut reports = Vec::new();
+            let last_send = restart::last_send(&self.settings, clock);
+            let mut reports: Vec<GroupReport> = Vec::new();
             for group in row {
-                reports.push(self.restart_group(group, clock, left, dry_run).await);
+                let too_late = !reports.is_empty() && Instant::now() >= last_send;
+                reports.push(match too_late && !dry_run {
+                    true => GroupReport::too_late(group),
+                    false => self.restart_group(group, clock, left, dry_run).await,
+                });
             }
             reports
         })
@@ -224,36 +232,18 @@ impl Restarter {
         dry_run: bool,
     ) -> GroupReport {
         let begun = clock.elapsed();
-        let fleet = match self.find_fleet(&group, clock, left, !dry_run).await {
+        let client = self.clients.in_region(&group.name.region);
+        let fleet = match find_fleet(&client, &group, clock, left, !dry_run).await {
             Ok(fleet) => fleet,
             Err(problem) => {
                 return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
             }
         };
-        let client = self.clients.in_region(&group.name.region);
         let results = match dry_run {
             true => None,
             false => Some(restart::restart(&client, &self.settings, clock, &group, &fleet).await),
         };
         GroupReport::of(group, fleet, results, clock.elapsed() - begun)
-    }
-
-    /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one
-    /// still does. With `patient` false nobody waits for that.
-    async fn find_fleet(
-        &self,
-        group: &Group,
-        clock: &Clock,
-        left: Duration,
-        patient: bool,
-    ) -> Result<Fleet, Problem> {
-        let running = quiet::running_deployment(&self.clients, &group.name, clock, patient).await?;
-        let client = self.clients.in_region(&group.name.region);
-        let by = (Instant::now() + left).min(clock.until());
-        match timeout_at(by, inventory::find(&client, group, running, clock)).await {
-            Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
-            Err(_) => Err(Problem::out_of_time(Step::Fleet)),
-        }
     }
 
     /// The second half of [`handle`](Self::handle): metrics, the messages, the answer.
@@ -290,6 +280,23 @@ impl Restarter {
             answer.result
         );
         Ok(json!(answer))
+    }
+}
+
+/// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one still
+/// does. With `patient` false nobody waits for that.
+async fn find_fleet(
+    client: &RegionClients,
+    group: &Group,
+    clock: &Clock,
+    left: Duration,
+    patient: bool,
+) -> Result<Fleet, Problem> {
+    let running = quiet::running_deployment(client, &group.name, clock, patient).await?;
+    let by = (Instant::now() + left).min(clock.until());
+    match timeout_at(by, inventory::find(client, group, running, clock)).await {
+        Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
+        Err(_) => Err(Problem::out_of_time(Step::Fleet)),
     }
 }
 

@@ -6,13 +6,13 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::advice;
+use crate::advice::{self, MAX_COMMANDS};
 use crate::answer::{Answer, Detail};
 use crate::ids::{AccountId, Name, Region};
 use crate::kind::{Kind, Severity};
 use crate::problem::{Problem, Problems};
 use crate::report::{GroupReport, Row};
-use crate::text::{abridged, plain};
+use crate::text::{abridged, cut, harmless, plain};
 use crate::trigger::{Home, Order, Subject};
 
 /// Bytes of one `Publish`, attributes included
@@ -32,6 +32,8 @@ const CARD_DETAIL: usize = 200;
 const CARD_STEPS: usize = 5;
 /// Outcomes that a headline counts one by one, the others together.
 const HEADLINE_OUTCOMES: usize = 3;
+/// Characters of an on-premises target's name (CodeDeploy itself takes 100).
+const MAX_TARGET: usize = 150;
 /// Problems that a text tells; a pipeline may have hundreds of actions.
 const MAX_PROBLEMS: usize = 20;
 
@@ -88,11 +90,11 @@ impl Message {
 /// The message about a group.
 pub fn about_group(order: &Order, group: &GroupReport, home: &Home) -> Message {
     let sized = |size: Size| {
-        let data = json!(Answer::of_group(order, group, size.data));
+        let answer = Answer::of_group(order, group, size.data);
         let headline = |most| headline(group, most);
         let text = group_text(order, group, home, size);
         let card = group_card(order, group, home);
-        let mut message = message(order, headline, text, card, &data);
+        let mut message = message(order, headline, text, card, &answer);
         let names = [
             ("account", group.name.account.as_str()),
             ("region", group.name.region.as_str()),
@@ -114,7 +116,7 @@ pub fn about_group(order: &Order, group: &GroupReport, home: &Home) -> Message {
 
 /// The message about what belongs to no group.
 pub fn about_problems(order: &Order, problems: &Problems, home: &Home) -> Message {
-    let data = json!(Answer::of_problems(order, problems));
+    let answer = Answer::of_problems(order, problems);
     let place = place(&order.account, &order.region);
     let headline = |most: usize| {
         let begin = "WARNING: some agents not restarted: ";
@@ -130,7 +132,7 @@ pub fn about_problems(order: &Order, problems: &Problems, home: &Home) -> Messag
         order,
         home,
     );
-    message(order, headline, text, card, &data)
+    message(order, headline, text, card, &answer)
 }
 
 fn message(
@@ -138,29 +140,29 @@ fn message(
     headline: impl Fn(usize) -> String,
     text: String,
     card: Value,
-    data: &Value,
+    answer: &Answer<'_>,
 ) -> Message {
+    let data = json!(answer).to_string();
     let bodies = BTreeMap::from([
         ("default", text.clone()),
         ("email", text),
         ("sms", headline(MAX_SMS)),
         ("https", card.to_string()),
-        ("sqs", data.to_string()),
-        ("lambda", data.to_string()),
+        ("sqs", data.clone()),
+        ("lambda", data),
     ]);
     Message {
         subject: headline(MAX_SUBJECT),
         bodies,
-        attributes: attributes(order, data),
+        attributes: attributes(order, answer),
     }
 }
 
 /// What subscriptions can filter on, as far as the order itself tells.
-fn attributes(order: &Order, data: &Value) -> BTreeMap<&'static str, String> {
-    let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
+fn attributes(order: &Order, answer: &Answer<'_>) -> BTreeMap<&'static str, String> {
     let mut attributes = BTreeMap::from([
-        ("result", text("result")),
-        ("severity", text("severity")),
+        ("result", answer.result.to_owned()),
+        ("severity", answer.severity.to_string()),
         ("account", order.account.to_string()),
         ("region", order.region.to_string()),
     ]);
@@ -205,9 +207,10 @@ fn group_words(group: &GroupReport, outcomes: usize) -> String {
     let rows = group.attention();
     if rows.is_empty() {
         return match (group.problems.is_empty(), all) {
-            (true, _) => format!("{level}: all {all} {agents} fine"),
+            (true, 0) => format!("{level}: nothing to restart"),
+            (true, _) => format!("{level}: {all} of {all} {agents} fine"),
             (false, 0) => format!("{level}: agents not restarted"),
-            (false, _) => format!("{level}: a problem, though {all} {agents} are fine"),
+            (false, _) => format!("{level}: a problem, {all} {agents} fine"),
         };
     }
     let is_down = |row: &&Row<'_>| row.outcome.severity() == Severity::Critical;
@@ -254,6 +257,10 @@ fn group_text(order: &Order, group: &GroupReport, home: &Home, size: Size) -> St
         for command in advice::repeat_commands(&group.name, &group.deployment_ids, time, home) {
             let _ = writeln!(text, "  {command}");
         }
+        let more = group.deployment_ids.len().saturating_sub(MAX_COMMANDS);
+        if more > 0 {
+            let _ = writeln!(text, "  and the same for {more} more deployments");
+        }
     }
     text
 }
@@ -268,10 +275,20 @@ fn happened(order: &Order, deployment_ids: &[Name]) -> String {
         Subject::Deployment { deployment_id, .. } => format!("Deployment {deployment_id}"),
         Subject::Request { .. } => "A request by hand".to_owned(),
     };
-    let ids: Vec<&str> = deployment_ids.iter().map(Name::as_str).collect();
-    match (&order.subject, ids.is_empty()) {
-        (Subject::Deployment { .. }, _) | (_, true) => format!("{what}, {}.", order.time),
-        _ => format!("{what}, {}; deployment {}.", order.time, ids.join(", ")),
+    let known = matches!(order.subject, Subject::Deployment { .. });
+    let ids = deployment_ids.iter().take(MAX_COMMANDS).map(Name::as_str);
+    let ids: Vec<&str> = ids.collect();
+    let more = match deployment_ids.len().saturating_sub(ids.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    match known || ids.is_empty() {
+        true => format!("{what}, {}.", order.time),
+        false => format!(
+            "{what}, {}; deployment {}{more}.",
+            order.time,
+            ids.join(", ")
+        ),
     }
 }
 
@@ -340,11 +357,11 @@ fn sections(group: &GroupReport, size: Size) -> Vec<Section> {
 }
 
 fn line(row: Row<'_>, characters: usize) -> String {
-    let mut line = row.target.to_string();
+    let mut line = harmless(row.target.as_str(), MAX_TARGET);
     if let Some(name) = row.name {
         let _ = write!(line, " ({name})");
     }
-    let _ = write!(line, ": {}", plain(&row.outcome.detail, characters));
+    let _ = write!(line, ": {}", cut(&row.outcome.detail, characters));
     if let Some(command) = &row.outcome.command_id {
         let _ = write!(line, " [command {command}]");
     }
@@ -358,8 +375,9 @@ fn group_card(order: &Order, group: &GroupReport, home: &Home) -> Value {
             .name
             .map(|name| format!(" ({name})"))
             .unwrap_or_default();
-        let detail = code_span(&plain(&row.outcome.detail, CARD_DETAIL));
-        let line = format!("`{}{name}` *{}*: {detail}", row.target, row.outcome.kind());
+        let detail = code_span(&cut(&row.outcome.detail, CARD_DETAIL));
+        let target = harmless(row.target.as_str(), MAX_TARGET);
+        let line = format!("`{target}{name}` *{}*: {detail}", row.outcome.kind());
         (row.outcome.severity(), line)
     });
     let (critical, others): (Vec<_>, Vec<_>) =
@@ -420,7 +438,7 @@ fn card(title: &str, lines: Vec<String>, steps: Vec<String>, order: &Order, home
     let mut description = String::new();
     for (number, line) in lines.iter().enumerate() {
         let left = lines.len() - number;
-        let more = format!("and {left} more lines, in the mail");
+        let more = format!("and {left} more, in the mail");
         if description.len() + line.len() + more.len() + 2 > MAX_DESCRIPTION {
             description.push_str(&more);
             break;

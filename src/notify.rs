@@ -45,9 +45,17 @@ pub async fn publish(
 ) -> Result<(), CallError> {
     let sns = &clients.in_region(&topic.region).sns;
     let published = messages.iter().map(async |message| {
-        timeout_at(until, publish_one(sns, &topic.arn, message))
+        let published = timeout_at(until, publish_one(sns, &topic.arn, message))
             .await
-            .unwrap_or_else(|_| Err(CallError::out_of_time(PUBLISH, &topic.arn)))
+            .unwrap_or_else(|_| Err(CallError::out_of_time(PUBLISH, &topic.arn)));
+        if let Err(error) = &published {
+            tracing::error!(
+                code = error.code.word(),
+                "not published: {}: {error}",
+                message.subject
+            );
+        }
+        published
     });
     join_all(published).await.into_iter().collect()
 }

@@ -169,8 +169,12 @@ pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
         Some(CommandInvocationStatus::Success | CommandInvocationStatus::Failed) => {
             ended(details, invocation)
         }
-        Some(CommandInvocationStatus::TimedOut) => not_ended(details, Cause::TimedOut),
-        Some(CommandInvocationStatus::Cancelled) => not_ended(details, Cause::Cancelled),
+        Some(CommandInvocationStatus::TimedOut) => {
+            told_by(details).unwrap_or(NoEnd::TimedOut).outcome(details)
+        }
+        Some(CommandInvocationStatus::Cancelled) => told_by(details)
+            .unwrap_or(NoEnd::Cancelled)
+            .outcome(details),
         None | Some(CommandInvocationStatus::InProgress | CommandInvocationStatus::Cancelling) => {
             return Progress::Running(None);
         }
@@ -184,14 +188,34 @@ pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
 /// Unless the details say that the document never ran.
 fn ended(details: &str, invocation: &CommandInvocation) -> Outcome {
     match told_by(details) {
-        Some(cause) => not_ended(details, cause),
+        Some(end) => end.outcome(details),
         None => of_document(details, invocation),
+    }
+}
+
+/// An end without a result.
+#[derive(Clone, Copy)]
+enum NoEnd {
+    Undelivered,
+    TimedOut,
+    Cancelled,
+}
+
+impl NoEnd {
+    fn outcome(self, details: &str) -> Outcome {
+        let (cause, what) = match self {
+            Self::Undelivered => (Cause::Undelivered, "the command did not run there"),
+            Self::TimedOut => (Cause::TimedOut, "the document did not end in time"),
+            Self::Cancelled => (Cause::Cancelled, "the command was cancelled"),
+        };
+        let details = quoted(details);
+        Outcome::of(cause, format!("{what}; Systems Manager says {details}"))
     }
 }
 
 /// What the details alone decide, if they do. `In Progress` and `InProgress`, `Canceled` and `canceled` are the
 /// same.
-fn told_by(details: &str) -> Option<Cause> {
+fn told_by(details: &str) -> Option<NoEnd> {
     let squeezed: String = details
         .chars()
         .filter(|c| !c.is_whitespace())
@@ -199,23 +223,11 @@ fn told_by(details: &str) -> Option<Cause> {
         .collect();
     match squeezed.as_str() {
         "deliverytimedout" | "undeliverable" | "terminated" | "accessdenied"
-        | "invalidplatform" => Some(Cause::Undelivered),
-        "executiontimedout" => Some(Cause::TimedOut),
-        "cancelled" | "canceled" => Some(Cause::Cancelled),
+        | "invalidplatform" => Some(NoEnd::Undelivered),
+        "executiontimedout" => Some(NoEnd::TimedOut),
+        "cancelled" | "canceled" => Some(NoEnd::Cancelled),
         _ => None,
     }
-}
-
-/// The reason why there is no result, by `StatusDetails`.
-fn not_ended(details: &str, otherwise: Cause) -> Outcome {
-    let cause = told_by(details).unwrap_or(otherwise);
-    let what = match cause {
-        Cause::TimedOut => "the document did not end in time",
-        Cause::Cancelled => "the command was cancelled",
-        _ => "the command did not run there",
-    };
-    let details = quoted(details);
-    Outcome::of(cause, format!("{what}; Systems Manager says {details}"))
 }
 
 fn of_document(details: &str, invocation: &CommandInvocation) -> Outcome {
@@ -241,7 +253,10 @@ fn of_document(details: &str, invocation: &CommandInvocation) -> Outcome {
             Err(misfit) => (misfit, output_of(plugin)),
         },
     };
-    let raw = host_says(raw, MAX_RAW);
+    let raw = match raw.trim() {
+        "" => "there is no output".to_owned(),
+        raw => host_says(raw, MAX_RAW),
+    };
     Outcome::of(Cause::NoProof, format!("{misfit}; {raw}"))
 }
 
@@ -274,6 +289,5 @@ fn most_telling_output(plugins: &[CommandPlugin]) -> &str {
     outputs()
         .find(|output| !output.starts_with("Step execution skipped"))
         .or_else(|| outputs().next())
-        .filter(|output| !output.trim().is_empty())
-        .unwrap_or("(no output)")
+        .unwrap_or_default()
 }

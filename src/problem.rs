@@ -94,6 +94,11 @@ impl Code {
         matches!(self, Self::Aws(code) if DENIED.contains(&code.as_str()))
     }
 
+    /// Whether Systems Manager refuses one of the instances that a call names, without saying which.
+    pub fn refuses_an_id(&self) -> bool {
+        matches!(self, Self::Aws(code) if code == "InvalidInstanceId")
+    }
+
     /// Whether the account's rate of calls is used up.
     pub fn is_throttling(&self) -> bool {
         matches!(self, Self::Aws(code) if code.contains("Throttl") || code == "RequestLimitExceeded")
@@ -173,8 +178,17 @@ pub struct Problem {
     pub code: Code,
     /// What happened.
     pub message: String,
-    /// The call that failed, if it is one: operation and resource, as in [`CallError`].
-    pub call: Option<(&'static str, String)>,
+    /// The call that failed, if it is one.
+    pub call: Option<Call>,
+}
+
+/// What was asked for, as in [`CallError`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The operation as in an IAM policy.
+    pub operation: &'static str,
+    /// A name or an id, for people.
+    pub resource: String,
 }
 
 impl Problem {
@@ -187,7 +201,10 @@ impl Problem {
                 "{} ({}): {}",
                 error.operation, error.resource, error.message
             ),
-            call: Some((error.operation, error.resource.clone())),
+            call: Some(Call {
+                operation: error.operation,
+                resource: error.resource.clone(),
+            }),
         }
     }
 

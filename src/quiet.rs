@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_sdk_codedeploy::types::DeploymentStatus;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::aws::{Clients, RegionClients};
+use crate::aws::RegionClients;
 use crate::clock::Clock;
 use crate::deployments::{by_auto_scaling, get_deployments, list_deployments};
 use crate::ids::GroupName;
@@ -33,12 +33,11 @@ const UNENDED: [DeploymentStatus; 5] = [
 /// # Errors
 /// When CodeDeploy does not tell.
 pub async fn running_deployment(
-    clients: &Clients,
+    client: &RegionClients,
     group: &GroupName,
     clock: &Clock,
     patient: bool,
 ) -> Result<Option<String>, Problem> {
-    let client = clients.in_region(&group.region);
     // A call that does not end must not outlast this step by much.
     let (patience, last_look) = match patient {
         true => (LIMIT, PAUSE),
@@ -47,7 +46,7 @@ pub async fn running_deployment(
     let give_up = (Instant::now() + patience).min(clock.until());
     loop {
         let by = (give_up + last_look).min(clock.until());
-        let running = timeout_at(by, look(&client, group))
+        let running = timeout_at(by, look(client, group))
             .await
             .unwrap_or_else(|_| {
                 let resource = format!("deployment group {group}");

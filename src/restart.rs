@@ -44,20 +44,21 @@ pub async fn restart(
     group: &Group,
     fleet: &Fleet,
 ) -> Results {
+    let plan = plan(fleet);
+    let limits = limits(settings, clock, plan.restart.len());
     let run = Run {
         client,
         settings,
         clock,
         group,
         fleet,
+        limits,
     };
-    let plan = plan(fleet);
-    let limits = run.limits(plan.restart.len());
     let mut window = Window::new(plan, limits, Carried::default(), Instant::now());
     loop {
         match window.next(Instant::now()) {
-            Next::Send(ids) => run.send(&mut window, ids, limits.last_send).await,
-            Next::Ask(ids, why) => run.ask(&mut window, &ids, why, limits.last_send).await,
+            Next::Send(ids) => run.send(&mut window, ids).await,
+            Next::Ask(ids, why) => run.ask(&mut window, &ids, why).await,
             Next::Wait(until) => {
                 sleep_until(until).await;
                 run.look(&mut window).await;
@@ -91,25 +92,30 @@ struct Run<'a> {
     clock: &'a Clock,
     group: &'a Group,
     fleet: &'a Fleet,
+    limits: Limits,
+}
+
+/// From when on nothing is sent any more.
+pub fn last_send(settings: &Settings, clock: &Clock) -> Instant {
+    let reserve = u64::from(settings.busy_wait_seconds) + LAST_SEND_SECONDS;
+    let last_send = clock.until().checked_sub(Duration::from_secs(reserve));
+    last_send.unwrap_or_else(Instant::now)
+}
+
+fn limits(settings: &Settings, clock: &Clock, fleet: usize) -> Limits {
+    Limits {
+        at_once: settings.max_concurrency.of(fleet).max(1),
+        failures: settings.max_errors.of(fleet),
+        last_send: last_send(settings, clock),
+        until: clock.until(),
+    }
 }
 
 impl Run<'_> {
-    fn limits(&self, fleet: usize) -> Limits {
-        let until = self.clock.until();
-        let reserve = u64::from(self.settings.busy_wait_seconds) + LAST_SEND_SECONDS;
-        let last_send = until.checked_sub(Duration::from_secs(reserve));
-        Limits {
-            at_once: self.settings.max_concurrency.of(fleet).max(1),
-            failures: self.settings.max_errors.of(fleet),
-            last_send: last_send.unwrap_or_else(Instant::now),
-            until,
-        }
-    }
-
     /// Sends one command, unless it has become too late, or too long ago that the instances were decided about, when
     /// its turn comes.
-    async fn send(&self, window: &mut Window, ids: Vec<InstanceId>, last_send: Instant) {
-        let Ok(turn) = timeout_at(last_send, self.client.ssm.turn()).await else {
+    async fn send(&self, window: &mut Window, ids: Vec<InstanceId>) {
+        let Ok(turn) = timeout_at(self.limits.last_send, self.client.ssm.turn()).await else {
             return;
         };
         if window.next(Instant::now()) != Next::Send(ids.clone()) {
@@ -162,15 +168,14 @@ impl Run<'_> {
 
     /// Decides again about instances. An answer that comes too late to send is of no use, and nobody looks at the
     /// commands meanwhile.
-    async fn ask(&self, window: &mut Window, ids: &[InstanceId], why: Why, last_send: Instant) {
+    async fn ask(&self, window: &mut Window, ids: &[InstanceId], why: Why) {
         let question = match why {
             Why::Stale => Question::Lifecycle,
             Why::Refused | Why::Offline => Question::LifecycleAndInventory,
         };
-        let read_at = Instant::now();
         let again = decide_again(self.client, ids, &self.fleet.circumstances, question);
-        match timeout_at(last_send, again).await {
-            Ok(Ok(decisions)) => window.decided(why, decisions, read_at),
+        match timeout_at(self.limits.last_send, again).await {
+            Ok(Ok(decisions)) => window.decided(why, decisions, Instant::now()),
             Ok(Err(error)) => window.undecided(why, Some(error)),
             Err(_) => window.undecided(why, None),
         }

@@ -267,6 +267,17 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_that_is_read_is_listed() {
+        let asked = std::cell::RefCell::new(Vec::new());
+        let read = Settings::read(|variable| {
+            asked.borrow_mut().push(variable);
+            None
+        });
+        assert!(read.is_err());
+        assert_eq!(asked.take(), Settings::ALL.map(|setting| setting.variable));
+    }
+
+    #[test]
     fn two_settings_are_enough() {
         let settings = read(&[("TOPIC_ARN", TOPIC), ("DOCUMENT_NAME", "restart-agent")]).unwrap();
         assert_eq!(settings.max_concurrency, Rate::Percent(50));

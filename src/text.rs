@@ -55,6 +55,15 @@ pub fn harmless(text: &str, most: usize) -> String {
     clip(words.join(" ").chars(), most)
 }
 
+/// A detail in at most `most` characters, and a quotation that was cut ends all the same.
+pub fn cut(detail: &str, most: usize) -> String {
+    let is_open = |text: &str| text.matches('"').count() % 2 == 1;
+    match plain(detail, most) {
+        cut if is_open(&cut) => plain(detail, most.saturating_sub(1)) + "\"",
+        cut => cut,
+    }
+}
+
 /// A host's own words, marked as such.
 pub fn host_says(text: &str, most: usize) -> String {
     format!("host says: \"{}\"", harmless(text, most))
@@ -79,12 +88,17 @@ fn printable(c: char) -> char {
 }
 
 fn harmless_word(word: &str) -> String {
-    let is_path = word.starts_with('/') && !word.starts_with("//");
+    // A host's file: its first folder is no domain.
+    let is_path = word
+        .strip_prefix('/')
+        .and_then(|path| path.split('/').next())
+        .is_some_and(|folder| !folder.is_empty() && !folder.contains('.'));
     // Zones that are nobody's on the Internet; EC2 names its hosts in the first.
     let is_private = [".internal", ".local"]
         .iter()
         .any(|zone| word.ends_with(zone));
-    let keeps_dots = is_path || is_private && !word.contains(['/', ':']);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let keeps_dots = is_path || is_private && word.chars().all(is_name);
     let mut harmless = String::new();
     let mut before = ' ';
     let mut rest = word.chars().peekable();
@@ -150,6 +164,9 @@ mod tests {
             ("a@b.example \u{202e}txt", "a[at]b[.]example ?txt"),
             ("ip-10-0-0-1.ec2.internal", "ip-10-0-0-1.ec2.internal"),
             ("//a.internal", "//a[.]internal"),
+            ("evil.com?x.internal", "evil[.]com?x[.]internal"),
+            ("www.evil.example,x.local", "www[.]evil[.]example,x[.]local"),
+            ("/www.evil.example/a", "/www[.]evil[.]example/a"),
             ("mailto:a", "mailto:a"),
             (
                 "/var/log/codedeploy-agent.log",
@@ -160,5 +177,6 @@ mod tests {
             assert_eq!(harmless(said, 99), shown);
         }
         assert_eq!(host_says("no", 9), "host says: \"no\"");
+        assert_eq!(cut("host says: \"no more\"", 18), "host says: \"no...\"");
     }
 }

@@ -136,13 +136,15 @@ impl Subject {
     }
 
     /// What belongs together in a chat: messages about the same execution, deployment or group.
-    pub fn thread(&self) -> &str {
+    pub fn thread(&self) -> String {
         match self {
-            Self::Pipeline { execution_id, .. } => execution_id,
-            Self::Deployment { deployment_id, .. } => deployment_id.as_str(),
+            Self::Pipeline { execution_id, .. } => execution_id.clone(),
+            Self::Deployment { deployment_id, .. } => deployment_id.to_string(),
             Self::Request {
-                deployment_group, ..
-            } => deployment_group.as_str(),
+                application,
+                deployment_group,
+                ..
+            } => format!("{application}/{deployment_group}"),
         }
     }
 }

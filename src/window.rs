@@ -219,10 +219,10 @@ impl Window {
         self.denials += usize::from(denied);
         if denied && !self.accepted && self.denials >= MAX_DENIALS {
             self.note(Step::Send, &error);
-            let outcome = not_sent(&error.message);
+            let outcome = failed_call(&error.message);
             self.settle_all(chunk.ids, &outcome);
             self.stop(&outcome);
-        } else if denied || error.code.word() == "InvalidInstanceId" {
+        } else if denied || error.code.refuses_an_id() {
             // One id that is refused spoils its whole command, as does one without the tag that the policy asks
             // for. It may have gone since the fleet was read; if not, the chunk is halved until it stands alone.
             match chunk.decided_again {
@@ -234,7 +234,7 @@ impl Window {
             }
         } else {
             self.note(Step::Send, &error);
-            let stop = not_sent(&format!("{}: {}", error.code.word(), error.message));
+            let stop = failed_call(&format!("{}: {}", error.code.word(), error.message));
             let outcome = match error.code.may_have_arrived() {
                 true => Outcome::of(
                     Cause::FailedCall,
@@ -250,7 +250,7 @@ impl Window {
         }
     }
 
-    /// The answer to the last [`Next::Ask`], from lifecycle states that were read then.
+    /// The answer to the last [`Next::Ask`], which came then.
     pub fn decided(&mut self, why: Why, decisions: BTreeMap<InstanceId, Decision>, at: Instant) {
         let offline = match why {
             Why::Offline => std::mem::take(&mut self.offline),
@@ -278,7 +278,7 @@ impl Window {
         let Some(chunk) = self.chunks.pop_front() else {
             return;
         };
-        let nobody_left = left.len() == chunk.ids.len();
+        let all_stay = left.len() == chunk.ids.len();
         let again = Chunk {
             ids: left,
             read_at: at,
@@ -286,7 +286,7 @@ impl Window {
             decided_again: chunk.decided_again || why == Why::Refused,
         };
         match chunk.refused {
-            Some(error) if nobody_left => self.halve(again, error),
+            Some(error) if all_stay => self.halve(again, error),
             _ if again.ids.is_empty() => {}
             _ => self.chunks.push_front(again),
         }
@@ -300,7 +300,7 @@ impl Window {
             (Why::Stale | Why::Refused, None) => self.stop(&no_time()),
             (Why::Stale | Why::Refused, Some(error)) => {
                 self.note(Step::Send, &error);
-                self.stop(&not_sent(&format!(
+                self.stop(&failed_call(&format!(
                     "{}: {}",
                     error.code.word(),
                     error.message
@@ -341,7 +341,7 @@ impl Window {
         for (id, error) in denied {
             match self.accepted {
                 true => self.settle(id, refused(&error)),
-                false => self.settle(id, not_sent(&error.message)),
+                false => self.settle(id, failed_call(&error.message)),
             }
         }
         self.give_up_offline();
@@ -353,7 +353,7 @@ impl Window {
             self.settle(id, outcome);
         }
         let problem = self.results.problems.iter().next();
-        let outcome = problem.map_or_else(no_time, |problem| not_sent(&problem.message));
+        let outcome = problem.map_or_else(no_time, |problem| failed_call(&problem.message));
         self.stop(&outcome);
         self.results
     }
@@ -450,7 +450,7 @@ impl Window {
 }
 
 /// Because a call failed.
-fn not_sent(reason: &str) -> Outcome {
+fn failed_call(reason: &str) -> Outcome {
     Outcome::of(Cause::FailedCall, format!("not sent: {reason}"))
 }
 
@@ -615,8 +615,10 @@ mod tests {
         let mut decisions = online(&ids(1..=2));
         let leaving = "lifecycle state Terminating".to_owned();
         decisions.insert(id(2), Decision::Leave(Cause::Skipped, leaving));
-        window.decided(Why::Stale, decisions, later);
-        assert_eq!(window.next(later), Next::Send(ids(1..=1)));
+        // However long the answer took.
+        let answered = later + 100 * SECOND;
+        window.decided(Why::Stale, decisions, answered);
+        assert_eq!(window.next(answered), Next::Send(ids(1..=1)));
     }
 
     #[test]

@@ -434,3 +434,43 @@ async fn who_began_to_leave_while_a_command_waited_for_its_turn_is_not_sent_to()
         }
     }
 }
+
+/// A region whose answers never come took the time that the others need for their instances.
+#[tokio::test(start_paused = true)]
+async fn a_region_that_never_answers_leaves_the_other_groups_time() {
+    for operation in ["GetDeployment", "ListDeploymentTargets"] {
+        let story = with_separate_group(Story::of(2), "eu-west-1", 11..=12).given(|state| {
+            state.faults.push(Fault {
+                operation: operation.to_owned(),
+                region: Some("eu-west-1".to_owned()),
+                kind: FaultKind::NoReply,
+                times: 1_000,
+                ..Fault::default()
+            });
+        });
+        let told = story.run().await;
+        let groups = &told.answer["groups"];
+        assert_eq!(groups[0]["problem"]["step"], "deployments", "{operation}");
+        assert_eq!(groups[1]["counts"], json!({"restarted": 2}), "{operation}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_turn_comes_too_late_is_held_back_by_name() {
+    let story = with_second_group(Story::of(3), -1.0).given(|state| {
+        state.host(&id(1)).answer = Some(sim::Answer {
+            status: "InProgress".to_owned(),
+            ..sim::Answer::default()
+        });
+    });
+    let told = story.run().await;
+    let groups = &told.answer["groups"];
+    assert_eq!(
+        groups[0]["counts"],
+        json!({"restarted": 2, "unfinished": 1})
+    );
+    assert_eq!(groups[1]["counts"], json!({"held-back": 2}));
+    let detail = groups[1]["attention"][0]["detail"].to_string();
+    assert!(detail.contains("the groups before it"), "{detail}");
+    assert!(groups[1].get("problem").is_none());
+}

@@ -232,10 +232,25 @@ async fn what_a_host_says_adds_no_lines_no_links_and_no_markup() {
     let line = json!({
         "agentRestart": 1, "result": "agent-unhealthy", "code": 33, "agentVersion": "<@U1> v1", "detail": evil,
     });
-    let story = Story::of(3).setting("MAX_ERRORS", "100%").given(|state| {
+    let unknown = json!({ "agentRestart": 1, "result": evil, "code": 33 });
+    let no_line = json!({ "agentRestart": evil });
+    let story = Story::of(5).setting("MAX_ERRORS", "100%").given(|state| {
         state.host(&id(1)).computer_name = evil.to_owned();
         state.host(&id(1)).ping = "ConnectionLost".to_owned();
-        for (n, output, code) in [(2, evil.to_owned(), 1), (3, line.to_string(), 33)] {
+        let target = sim::Target {
+            id: "<!here>db1.corp.example".to_owned(),
+            ..sim::Target::default()
+        };
+        state.deployment("d-EXAMPLEE5").targets.push(target);
+        let region = state.region(REGION);
+        let groups = &mut region.deployment_groups[0].auto_scaling_groups;
+        groups.push("<!channel> https://evil.example \u{202e}".to_owned());
+        for (n, output, code) in [
+            (2, evil.to_owned(), 1),
+            (3, line.to_string(), 33),
+            (4, unknown.to_string(), 33),
+            (5, no_line.to_string(), 33),
+        ] {
             state.host(&id(n)).answer = Some(Answer {
                 status: "Failed".to_owned(),
                 status_details: Some("Failed".to_owned()),
@@ -246,7 +261,7 @@ async fn what_a_host_says_adds_no_lines_no_links_and_no_markup() {
     });
     story.run().await;
     let mail = story.body("email");
-    assert_eq!(mail.matches("host says: \"").count(), 2, "{mail}");
+    assert_eq!(mail.matches("host says: \"").count(), 5, "{mail}");
     assert_eq!(mail.matches("\nRepeat by hand").count(), 1, "{mail}");
     assert!(
         !mail.lines().any(|line| line.trim().starts_with("curl")),
@@ -255,13 +270,11 @@ async fn what_a_host_says_adds_no_lines_no_links_and_no_markup() {
     let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
     let description = card["content"]["description"].as_str().expect("text");
     for line in description.lines() {
-        assert_eq!(
-            line.matches('`').count(),
-            4,
-            "id and detail are quoted: {line}"
-        );
+        let quotes = if line.starts_with("Problem") { 2 } else { 4 };
+        assert_eq!(line.matches('`').count(), quotes, "{line}");
     }
-    for text in [&mail, description, &story.body("sms")] {
+    let steps = card["content"]["nextSteps"].to_string();
+    for text in [&mail, description, &steps, &story.body("sms")] {
         assert!(text.is_ascii(), "{text}");
         for word in ["://", "evil.example", "<", ">", "@", "](", "//e.x"] {
             assert!(!text.contains(word), "{word}: {text}");
@@ -405,7 +418,7 @@ async fn a_good_end_is_told_only_when_asked_for() {
     assert_eq!(story.run().await.answer["notified"], true);
     assert_eq!(
         story.message().subject.as_deref(),
-        Some("OK: all 2 agents fine: my-application/my-deployment-group (123456789012 us-east-1)")
+        Some("OK: 2 of 2 agents fine: my-application/my-deployment-group (123456789012 us-east-1)")
     );
 
     let story = Story::of(2).setting("NOTIFY_ON", "always");
@@ -805,7 +818,7 @@ async fn the_mail_when_everybody_is_fine() {
         &json!({"already-restarted": 1, "below-threshold": 1, "restarted": 2, "skipped": 1, "started": 1})
     );
     insta::assert_snapshot!(story.body("email"), @"
-    OK: all 6 agents fine: my-application/my-deployment-group (123456789012 us-east-1)
+    OK: 6 of 6 agents fine: my-application/my-deployment-group (123456789012 us-east-1)
     Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
     In all: 1 already-restarted, 1 below-threshold, 2 restarted, 1 skipped, 1 started.
     ");

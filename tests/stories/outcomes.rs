@@ -160,7 +160,7 @@ async fn output_that_is_not_the_document_s_line_is_a_failure_that_shows_it() {
     let cut = &restarted[..60];
     for (status, output, code, shown) in [
         ("Success", "done", 0, "done"),
-        ("Success", "", 0, "(no output)"),
+        ("Success", "", 0, "there is no output"),
         ("Failed", "sh: 1: not found", 127, "sh: 1: not found"),
         ("Success", cut, 0, "no valid JSON"),
         (
