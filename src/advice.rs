@@ -138,6 +138,7 @@ fn on_code(code: &Code) -> String {
             "repeat by hand with the deployment's own application and deployment group".to_owned()
         }
         Code::NoDeployment => "give a deploymentId".to_owned(),
+        Code::NoTime => "repeat by hand".to_owned(),
         Code::AutoScalingGroupMissing => "correct the deployment group".to_owned(),
     }
 }

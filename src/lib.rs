@@ -78,7 +78,7 @@ use clock::Clock;
 use decision::Decision;
 use deployments::{Found, Group};
 use inventory::Fleet;
-use problem::{CallError, Problem, Step};
+use problem::{CallError, Code, Problem, Step};
 use report::{GroupReport, Report};
 use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
@@ -213,11 +213,12 @@ impl Restarter {
             let last_send = restart::last_send(&self.settings, clock);
             let mut reports: Vec<GroupReport> = Vec::new();
             for group in row {
-                let too_late = !reports.is_empty() && Instant::now() >= last_send;
-                reports.push(match too_late && !dry_run {
-                    true => GroupReport::too_late(group),
-                    false => self.restart_group(group, clock, left, dry_run).await,
-                });
+                let way = match (dry_run, Instant::now() >= last_send) {
+                    (true, _) => Way::Plan,
+                    (false, true) if !reports.is_empty() => Way::TooLate,
+                    (false, _) => Way::Restart,
+                };
+                reports.push(self.restart_group(group, clock, left, way).await);
             }
             reports
         })
@@ -229,19 +230,21 @@ impl Restarter {
         group: Group,
         clock: &Clock,
         left: Duration,
-        dry_run: bool,
+        way: Way,
     ) -> GroupReport {
         let begun = clock.elapsed();
         let client = self.clients.in_region(&group.name.region);
-        let fleet = match find_fleet(&client, &group, clock, left, !dry_run).await {
+        let fleet = match find_fleet(&client, &group, clock, left, way).await {
             Ok(fleet) => fleet,
             Err(problem) => {
                 return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
             }
         };
-        let results = match dry_run {
-            true => None,
-            false => Some(restart::restart(&client, &self.settings, clock, &group, &fleet).await),
+        let results = match way {
+            Way::Plan => None,
+            Way::Restart | Way::TooLate => {
+                Some(restart::restart(&client, &self.settings, clock, &group, &fleet).await)
+            }
         };
         GroupReport::of(group, fleet, results, clock.elapsed() - begun)
     }
@@ -283,19 +286,39 @@ impl Restarter {
     }
 }
 
+/// How a group is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// As it should be.
+    Restart,
+    /// The groups before it took the time to send: each instance is held back by name, as far as time allows.
+    TooLate,
+    /// Nothing but a plan.
+    Plan,
+}
+
 /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one still
-/// does. With `patient` false nobody waits for that.
+/// does. A plan does not wait for that, and where nothing is sent nobody asks.
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
     clock: &Clock,
     left: Duration,
-    patient: bool,
+    way: Way,
 ) -> Result<Fleet, Problem> {
-    let running = quiet::running_deployment(client, &group.name, clock, patient).await?;
+    let running = match way {
+        Way::TooLate => None,
+        Way::Restart => quiet::running_deployment(client, &group.name, clock, true).await?,
+        Way::Plan => quiet::running_deployment(client, &group.name, clock, false).await?,
+    };
     let by = (Instant::now() + left).min(clock.until());
     match timeout_at(by, inventory::find(client, group, running, clock)).await {
         Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
+        Err(_) if way == Way::TooLate => Err(Problem::new(
+            Step::Fleet,
+            Code::NoTime,
+            "the groups that share its instances took all the time that there was",
+        )),
         Err(_) => Err(Problem::out_of_time(Step::Fleet)),
     }
 }

@@ -46,6 +46,8 @@ pub enum Code {
     NoDeployment,
     /// The deployment group names Auto Scaling groups that do not exist.
     AutoScalingGroupMissing,
+    /// The function's own time was over.
+    NoTime,
 }
 
 impl Code {
@@ -64,6 +66,7 @@ impl Code {
             Self::ForeignDeployment => "ForeignDeployment",
             Self::NoDeployment => "NoDeployment",
             Self::AutoScalingGroupMissing => "AutoScalingGroupMissing",
+            Self::NoTime => "NoTime",
         }
     }
 
@@ -79,7 +82,8 @@ impl Code {
             | Self::IncompleteAction
             | Self::ForeignDeployment
             | Self::NoDeployment
-            | Self::AutoScalingGroupMissing => false,
+            | Self::AutoScalingGroupMissing
+            | Self::NoTime => false,
         }
     }
 
@@ -121,7 +125,8 @@ impl Code {
             Self::Timeout
             | Self::NoConnection
             | Self::UnreadableAnswer
-            | Self::ActionsNotListed => true,
+            | Self::ActionsNotListed
+            | Self::NoTime => true,
             Self::InvalidRequest
             | Self::TooManyPages
             | Self::OtherAccount(_)

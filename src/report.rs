@@ -95,27 +95,6 @@ impl GroupReport {
         }
     }
 
-    /// A group whose turn came when nothing could be sent any more: its targets are known, and no more of it.
-    pub fn too_late(group: Group) -> Self {
-        let entry = |target: &Target| {
-            let reason = "not sent: the groups before it took all the time that there was";
-            let entry = Entry {
-                name: None,
-                decision: Decision::Leave(Cause::NoTime, reason.to_owned()),
-                outcome: Some(Outcome::of(Cause::NoTime, reason)),
-            };
-            (target.clone(), entry)
-        };
-        Self {
-            instances: group.targets().map(entry).collect(),
-            name: group.name,
-            deployment_ids: group.deployments.into_iter().map(|d| d.id).collect(),
-            triggered_at: Some(group.triggered_at),
-            problems: Problems::default(),
-            duration: Duration::ZERO,
-        }
-    }
-
     /// A group with its decisions and, unless restarts are merely planned, their results.
     pub fn of(group: Group, fleet: Fleet, results: Option<Results>, duration: Duration) -> Self {
         let mut problems = fleet.problems;

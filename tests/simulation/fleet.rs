@@ -260,8 +260,8 @@ impl Draft {
             83..=87 => rng.usize(61..=100),
             88..=97 => rng.usize(101..=160),
             98 => rng.usize(161..=260),
-            // So many that what there is to say about them does not fit into one message.
-            _ => rng.usize(261..=300),
+            // So many that what there is to say about them does not fit into one message, nor into the answer.
+            _ => rng.usize(261..=800),
         }
     }
 

@@ -456,7 +456,30 @@ async fn a_region_that_never_answers_leaves_the_other_groups_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whose_turn_comes_too_late_is_held_back_by_name() {
+async fn whose_turn_comes_when_nothing_can_be_sent_any_more_is_held_back_by_name() {
+    let story = with_second_group(Story::of(5), -1.0)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| {
+            for n in 1..=5 {
+                state.host(&id(n)).agent.restart_seconds = 140.0;
+            }
+            // A member that was launched after the deployment, and one that is leaving.
+            state.deployment("d-SECOND001").targets.truncate(2);
+            *state.lifecycle(&id(3)) = "Terminating:Wait".to_owned();
+            let region = state.region(REGION);
+            let members = region.deployment_groups[0].auto_scaling_groups.clone();
+            region.deployment_groups[1].auto_scaling_groups = members;
+        });
+    let told = story.run().await;
+    let groups = &told.answer["groups"];
+    assert_eq!(groups[0]["counts"], json!({"restarted": 4, "skipped": 1}));
+    assert_eq!(groups[1]["counts"], json!({"held-back": 4, "skipped": 1}));
+    let detail = groups[1]["attention"][0]["detail"].to_string();
+    assert!(detail.contains("no time left"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_for_which_no_time_is_left_at_all_is_a_problem_that_says_so() {
     let story = with_second_group(Story::of(3), -1.0).given(|state| {
         state.host(&id(1)).answer = Some(sim::Answer {
             status: "InProgress".to_owned(),
@@ -469,8 +492,7 @@ async fn whose_turn_comes_too_late_is_held_back_by_name() {
         groups[0]["counts"],
         json!({"restarted": 2, "unfinished": 1})
     );
-    assert_eq!(groups[1]["counts"], json!({"held-back": 2}));
-    let detail = groups[1]["attention"][0]["detail"].to_string();
-    assert!(detail.contains("the groups before it"), "{detail}");
-    assert!(groups[1].get("problem").is_none());
+    assert_eq!(groups[1]["problem"]["code"], "NoTime");
+    assert_eq!(told.answer["notified"], true);
+    assert_eq!(story.world.messages().len(), 2);
 }

@@ -100,7 +100,7 @@ impl Evidence<'_> {
         if let Some(what) = self.answered(report, answer, !due.is_empty(), needs) {
             self.broken(TOLD, format!("{who}: {what}"));
         }
-        // The SDK repeats a message whose reply was lost.
+        // The SDK repeats a message that got no reply: it may have arrived, and then arrives twice.
         let published = calls
             .iter()
             .filter(|call| call.operation == "Publish" && call.attempt <= 1);
@@ -111,7 +111,11 @@ impl Evidence<'_> {
                 continue;
             };
             let about = message.about(report);
+            let arrived = |other: &&Call| {
+                other.operation == "Publish" && other.status == 200 && other.params == call.params
+            };
             let what = match about {
+                _ if !calls.iter().any(arrived) => Some("it did not arrive".to_owned()),
                 _ if !missing.remove(&about) => {
                     Some("nobody has to hear of it, or has heard already".to_owned())
                 }
@@ -485,7 +489,7 @@ fn problems_untold(problems: &Problems, told: &Value, text: &str) -> Option<Stri
             .iter()
             .all(|place| place.contains(&problem.message))
             || !text.contains(problem.code.word())
-            || !text.contains(&problem.remedy)
+            || !text.contains(&problem.remedy())
     });
     untold.map(|problem| format!("it does not tell {problem:?}"))
 }

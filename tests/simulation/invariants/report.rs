@@ -35,7 +35,7 @@ impl Evidence<'_> {
             );
         }
         for problem in report.problems() {
-            let texts = [problem.code.word(), &problem.message, &problem.remedy];
+            let texts = [problem.code.word(), &problem.message, &problem.remedy()];
             if texts.iter().any(|text| text.is_empty()) {
                 self.broken(
                     ACCOUNTED,
