@@ -166,20 +166,22 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
     }
 }
 
-/// The groups in rows: those that share instances stand in one row, to be treated one after the other.
-pub fn rows(groups: Vec<Group>) -> Vec<Vec<Group>> {
-    let mut rows: Vec<Vec<Group>> = Vec::new();
+/// The groups in chains: those that share instances stand in one chain, to be treated one after the other.
+pub fn chains(groups: Vec<Group>) -> Vec<Vec<Group>> {
+    let mut chains: Vec<Vec<Group>> = Vec::new();
     for group in groups {
-        let (sharing, others): (Vec<_>, Vec<_>) = rows
-            .into_iter()
-            .partition(|row| row.iter().any(|other| other.shares_instances_with(&group)));
-        rows = others;
-        let mut row = sharing.concat();
-        row.push(group);
-        row.sort_by(|one, other| one.name.cmp(&other.name));
-        rows.push(row);
+        let (sharing, others): (Vec<_>, Vec<_>) = chains.into_iter().partition(|chain| {
+            chain
+                .iter()
+                .any(|other| other.shares_instances_with(&group))
+        });
+        chains = others;
+        let mut chain = sharing.concat();
+        chain.push(group);
+        chain.sort_by(|one, other| one.name.cmp(&other.name));
+        chains.push(chain);
     }
-    rows
+    chains
 }
 
 fn of_group(
@@ -488,18 +490,19 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_share_instances_stand_in_one_row_also_by_way_of_a_third() {
-        let rows = rows(vec![
+    fn groups_that_share_instances_stand_in_one_chain_also_by_way_of_a_third() {
+        let chains = chains(vec![
             group("a", "eu-west-1", &["i-00000001"]),
             group("b", "eu-west-1", &["i-00000003"]),
             group("c", "us-east-1", &["i-00000001"]),
             group("d", "eu-west-1", &["i-00000001", "i-00000003"]),
             group("e", "eu-west-1", &[]),
         ]);
-        let mut names: Vec<Vec<&str>> = rows
+        let mut names: Vec<Vec<&str>> = chains
             .iter()
-            .map(|row| {
-                row.iter()
+            .map(|chain| {
+                chain
+                    .iter()
                     .map(|g| g.name.deployment_group.as_str())
                     .collect()
             })

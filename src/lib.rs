@@ -183,10 +183,10 @@ impl Restarter {
         let took = clock.elapsed() - begun;
         let left = RESOLVE_LIMIT.saturating_sub(took);
         let dry_run = order.dry_run || self.settings.dry_run;
-        let rows = deployments::rows(groups)
+        let chains = deployments::chains(groups)
             .into_iter()
-            .map(|row| self.restart_row(row, clock, left, dry_run));
-        let mut groups = join_all(rows).await.concat();
+            .map(|chain| self.restart_chain(chain, clock, left, dry_run));
+        let mut groups = join_all(chains).await.concat();
         groups.extend(
             unresolved
                 .into_iter()
@@ -202,9 +202,9 @@ impl Restarter {
     }
 
     /// Groups that share instances, one after the other: what the first one restarts is fresh for the next.
-    fn restart_row<'a>(
+    fn restart_chain<'a>(
         &'a self,
-        row: Vec<Group>,
+        chain: Vec<Group>,
         clock: &'a Clock,
         left: Duration,
         dry_run: bool,
@@ -212,7 +212,7 @@ impl Restarter {
         Box::pin(async move {
             let last_send = restart::last_send(&self.settings, clock);
             let mut reports: Vec<GroupReport> = Vec::new();
-            for group in row {
+            for group in chain {
                 let way = match (dry_run, Instant::now() >= last_send) {
                     (true, _) => Way::Plan,
                     (false, true) if !reports.is_empty() => Way::TooLate,

@@ -11,17 +11,17 @@
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
 //! | `sends` | what was sent: to whom, and when | 6 |
-//! | `rows` | whether groups that share instances follow each other | 6 |
+//! | `chains` | whether groups that share instances follow each other | 6 |
 //! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
 
 mod calls;
 mod candidates;
+mod chains;
 mod claims;
 mod hosts;
 mod messages;
 mod report;
-mod rows;
 mod sends;
 mod subject;
 mod window;
@@ -172,6 +172,6 @@ impl<'a> Evidence<'a> {
             End::Lost | End::OutOfTime | End::Failed(_) => {}
         }
         self.sends(&who, &subject, invocation, &calls);
-        self.rows(&who, &subject, invocation, &calls);
+        self.chains(&who, &subject, invocation, &calls);
     }
 }

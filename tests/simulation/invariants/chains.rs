@@ -10,7 +10,13 @@ use crate::deliveries::Invocation;
 impl Evidence<'_> {
     /// From the last look whether a deployment of it runs to the last look at its commands, a group has the instances that
     /// it shares with others for itself.
-    pub fn rows(&mut self, who: &str, subject: &Subject, invocation: &Invocation, calls: &[&Call]) {
+    pub fn chains(
+        &mut self,
+        who: &str,
+        subject: &Subject,
+        invocation: &Invocation,
+        calls: &[&Call],
+    ) {
         let certain = subject.groups.iter().filter(|meant| meant.is_certain());
         let mut treated: Vec<(f64, f64, &Meant)> = certain
             .filter_map(|meant| {
