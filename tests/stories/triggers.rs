@@ -323,3 +323,40 @@ async fn the_time_of_a_request_may_lie_150_seconds_ahead_and_no_more() {
         "the first moment that is accepted"
     );
 }
+
+/// Anybody who may invoke the function could otherwise make a sentence or a link of theirs stand in the subject, the mail
+/// and the chat card as the name of an application.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_codedeploy_could_not_have_is_refused_by_its_field() {
+    let long = "n".repeat(101);
+    let names = [
+        "<https://evil.example|Open the runbook>",
+        "shop; call 0900-1234",
+        "it's",
+        "sh\u{f6}p",
+        "a/b",
+        "a\u{202e}b",
+        "",
+        &long,
+    ];
+    for name in names {
+        let mut events = Vec::new();
+        for field in ["application", "deploymentGroup", "deploymentId"] {
+            events.push((request(json!({ field: name })), field));
+            let mut event = event("codedeploy-success");
+            event["detail"][field] = json!(name);
+            events.push((event, field));
+        }
+        let mut execution = event("pipeline-succeeded");
+        execution["detail"]["pipeline"] = json!(name);
+        events.push((execution, "detail.pipeline"));
+        for (event, field) in events {
+            let story = Story::of(1);
+            let refused = story.try_event(&event).await.expect_err("it is refused");
+            assert!(refused.contains(field), "{field}: {refused}");
+            let form = "1 to 100 of letters, digits and + = , . @ _ -";
+            assert!(refused.contains(form), "{field}: {refused}");
+            assert_eq!(story.world.calls().len(), 0, "{field}");
+        }
+    }
+}
