@@ -275,3 +275,42 @@ fn detail(verdict: Verdict, written: &Written) -> String {
     }
     words.join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The whole of `document/README.md`'s table: a new result needs a line here, and one that changes its meaning
+    /// does not do so unseen.
+    #[test]
+    fn what_each_result_means() {
+        use Severity::{Critical, Ok, Warning};
+        let table = Verdict::ALL.iter().map(|verdict| {
+            (
+                verdict.word(),
+                verdict.code(),
+                verdict.kind().word(),
+                verdict.severity(),
+                verdict.brakes(),
+            )
+        });
+        let expected = [
+            ("restarted", 0, "restarted", Ok, false),
+            ("started", 0, "started", Ok, false),
+            ("already-restarted", 0, "already-restarted", Ok, false),
+            ("below-threshold", 0, "below-threshold", Ok, false),
+            ("not-installed", 10, "failed", Warning, false),
+            ("not-root", 11, "failed", Warning, false),
+            ("preflight-failed", 12, "failed", Warning, false),
+            ("busy", 20, "busy", Warning, false),
+            ("update-running", 21, "busy", Warning, false),
+            ("restart-running", 22, "busy", Warning, false),
+            ("service-manager-failed", 30, "failed", Critical, true),
+            ("old-agent-survived", 31, "failed", Warning, true),
+            ("agent-down", 32, "failed", Critical, true),
+            ("agent-unhealthy", 33, "failed", Warning, true),
+            ("draining", 34, "busy", Warning, false),
+        ];
+        assert_eq!(table.collect::<Vec<_>>(), expected);
+    }
+}

@@ -20,7 +20,7 @@
 //!
 //! | below all of it | |
 //! |---|---|
-//! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, what each result means. |
+//! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each result which outcome it makes, how bad that is, and whether it stops the sending. |
 //! | [`settings`] | What operators set. |
 //! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |

@@ -291,3 +291,32 @@ fn most_telling_output(plugins: &[CommandPlugin]) -> &str {
         .or_else(|| outputs().next())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_needs_attention_is_worse_than_ok_and_nothing_else_is() {
+        let causes = [
+            Cause::NoProof,
+            Cause::Skipped,
+            Cause::DeploymentRuns,
+            Cause::Unreachable,
+            Cause::Denied,
+            Cause::Undelivered,
+            Cause::TimedOut,
+            Cause::Cancelled,
+            Cause::UnknownLifecycle,
+            Cause::TooManyErrors,
+            Cause::NoTime,
+            Cause::FailedCall,
+            Cause::NoResult,
+        ];
+        let verdicts = Verdict::ALL.iter().copied().map(Cause::Reported);
+        for cause in causes.into_iter().chain(verdicts) {
+            let told = cause.severity() > Severity::Ok;
+            assert_eq!(cause.kind().needs_attention(), told, "{cause:?}");
+        }
+    }
+}

@@ -34,17 +34,6 @@ const EVENTS: [&str; 9] = [
 /// A line as the document prints it.
 const LINE: &str = r#"{"agentRestart":1,"result":"restarted","code":0,"agentVersion":"OFFICIAL_1.8.1-1_rpm","memoryBeforeKiB":108544,"memoryAfterKiB":52224,"seconds":47,"detail":""}"#;
 
-const VARIABLES: [&str; 8] = [
-    "TOPIC_ARN",
-    "DOCUMENT_NAME",
-    "NOTIFY_ON",
-    "MAX_CONCURRENCY",
-    "MAX_ERRORS",
-    "BUSY_WAIT_SECONDS",
-    "MIN_MEMORY_MIB",
-    "DRY_RUN",
-];
-
 fn assert_one_short_line(text: &str) {
     assert!(text.chars().count() <= MAX_LINE, "{text:?} is too long");
     assert!(!text.contains(char::is_control), "{text:?}");
@@ -195,15 +184,16 @@ proptest! {
                 prop_oneof![Just("always"), Just("attention"), Just("true"), Just("false")]
                     .prop_map(|word| Some(word.to_owned())),
             ],
-            VARIABLES.len(),
+            Settings::ALL.len(),
         ),
-        good in proptest::collection::vec(any::<bool>(), VARIABLES.len()),
+        good in proptest::collection::vec(any::<bool>(), Settings::ALL.len()),
     ) {
-        const GOOD: [&str; 8] = [
+        // In the order of `Settings::ALL`.
+        const GOOD: [&str; Settings::ALL.len()] = [
             "arn:aws:sns:eu-west-1:123456789012:t", "restart-agent", "always", "3", "0%", "240", "1", "true",
         ];
         let value = |name: &'static str| {
-            let number = VARIABLES.iter().position(|known| *known == name).expect("a known variable");
+            let number = Settings::ALL.iter().position(|known| known.variable == name).expect("a known variable");
             if good[number] { Some(GOOD[number].to_owned()) } else { values[number].clone() }
         };
         match Settings::read(value) {
@@ -227,7 +217,7 @@ proptest! {
                     let line = problem.to_string();
                     assert_one_short_line(&line);
                     prop_assert!(line.starts_with(problem.setting.variable));
-                    prop_assert!(VARIABLES.contains(&problem.setting.variable));
+                    prop_assert!(Settings::ALL.contains(&problem.setting));
                 }
             }
         }
@@ -382,7 +372,7 @@ fn large_settings_are_refused_in_no_time() {
         in_no_time(start, || {
             let problems =
                 Settings::read(|_| Some(value.clone())).expect_err("no setting is a mebibyte long");
-            assert_eq!(problems.len(), VARIABLES.len(), "{start:?}");
+            assert_eq!(problems.len(), Settings::ALL.len(), "{start:?}");
             for problem in problems {
                 assert_one_short_line(&problem.to_string());
             }

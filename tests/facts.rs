@@ -95,7 +95,6 @@ fn what_the_function_is_made_of() {
             .collect(),
         reserve_seconds: RESERVE.as_secs(),
     };
-    assert_eq!((facts.results.len(), facts.outcomes.len()), (15, 13));
     // Systems Manager would reboot the host.
     assert!(facts.results.iter().all(|result| result.code != 194));
     println!(

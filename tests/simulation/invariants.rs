@@ -149,6 +149,7 @@ impl<'a> Evidence<'a> {
                 self.told(&who, invocation, report, answer, &calls);
                 self.skips(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
+                self.brakes(&who, report);
                 self.calm(&who, invocation, report);
             }
             End::Ignored => {

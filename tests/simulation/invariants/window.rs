@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use codedeploy_agent_restarter::decision::Decision;
+use codedeploy_agent_restarter::outcome::Cause;
+use codedeploy_agent_restarter::report::{Entry, GroupReport, Report};
 use sim::{Call, Host, Invocation as Ran};
 
-use super::Evidence;
 use super::hosts::{host, result_of};
 use super::sends::is_answered;
 use super::subject::{Meant, is};
+use super::{Evidence, RATE};
 use crate::deliveries::{End, Invocation};
 
 /// Seconds after which an instance whose command has not begun there may lose its slot, at the earliest: the function holds
@@ -24,6 +26,15 @@ struct Seen {
 }
 
 impl Evidence<'_> {
+    /// Nobody is held back for failures that are allowed.
+    pub fn brakes(&mut self, who: &str, report: &Report) {
+        let allowed = &self.scene.settings["MAX_ERRORS"];
+        let mut groups = report.groups.iter();
+        if let Some(what) = groups.find_map(|group| braked_early(group, allowed)) {
+            self.broken(RATE, format!("{who}: {what}"));
+        }
+    }
+
     /// Window and brake, by what the function may have known at the time of the call.
     pub fn too_many(
         &self,
@@ -135,6 +146,26 @@ fn seen(host: &Host, ran: &Ran) -> Seen {
         ended: (!open).then_some(ran.visible_at),
         error,
     }
+}
+
+/// What is wrong with a group's brake: instances held back by it, though no more had failed than may.
+fn braked_early(group: &GroupReport, allowed: &str) -> Option<String> {
+    let outcomes = || group.instances.values().filter_map(|e| e.outcome.as_ref());
+    if !outcomes().any(|outcome| outcome.cause == Cause::TooManyErrors) {
+        return None;
+    }
+    let planned = |entry: &&Entry| matches!(entry.decision, Decision::Restart(_));
+    let planned = group.instances.values().filter(planned).count();
+    let untouched = ["(code 10", "(code 11", "(code 12"];
+    let failed = outcomes().filter(|outcome| match outcome.kind().word() {
+        "timed-out" => true,
+        "failed" => !untouched.iter().any(|code| outcome.detail.contains(code)),
+        _ => false,
+    });
+    let (failed, allowed) = (failed.count(), share(allowed, "10%", planned));
+    (failed <= allowed).then(|| {
+        format!("held back after {failed} failures, though {allowed} of {planned} are allowed")
+    })
 }
 
 /// `50%` of a fleet, or a number; rounded up.
