@@ -6,12 +6,12 @@
 //!
 //! 1. [`trigger`] reads what the event orders. Then the deployment groups that are meant are found, with the
 //!    targets of their deployments: [`pipeline`] asks CodePipeline for an execution's deployments, [`deployments`]
-//!    asks CodeDeploy about them, and says since when an agent is fresh.
+//!    asks CodeDeploy about them; an agent that started after they ended is fresh.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
 //!    [`inventory`] asks Auto Scaling, Systems Manager and CodeDeploy about the group's instances, and [`decision`]
-//!    says of each whether its agent is restarted, or why not. [`window`] says how many at a time and when to stop,
-//!    [`flights`] keeps who was sent to and is late; [`restart`] does what they say: it sends the Run Command document
-//!    and asks for results until each instance has an [`outcome`]. Groups live side by side, but groups that have
+//!    says of each whether a restart is ordered, or why not. [`restart`] sends the Run Command document and asks for results
+//!    until each instance has an [`outcome`]; [`window`] tells it how many may be sent to, and when to stop after
+//!    failures, [`flights`] who is late. Groups live side by side, but groups that have
 //!    targets in common follow each other: what the first one restarts is fresh for the next.
 //! 3. The [`report`] holds every instance in one of thirteen outcomes ([`kind`]) and every call that failed as a
 //!    [`problem`]. It is returned as JSON ([`answer`]), logged, printed as [`metrics`], and told: [`notify`] publishes
@@ -20,24 +20,24 @@
 //!
 //! | below all of it | |
 //! |---|---|
-//! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each result which outcome it makes, how bad that is, and whether it stops the sending. |
+//! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each exit code which outcome it makes, how bad that is, and whether it counts as a failure that stops the sending. |
 //! | [`settings`] | What operators set. |
 //! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
-//! An event has Lambda's 15 minutes. Deployments are to be found in 60 s, instances in 90 s in all, the wait for quiet aside;
-//! 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
+//! An event has Lambda's 15 minutes. Finding the deployments may take 60 s; together with finding the instances 90 s, not
+//! counting the wait for quiet; 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
 //! well: not sent to (`held-back`), or sent to without a result (`unfinished`). While another deployment of its group
-//! runs, an instance is `busy`: that deployment's own success brings the restart, if the function hears of it.
+//! runs, an instance is `busy`: that deployment's own success brings the restart, if its event reaches this function too.
 //!
-//! The *host* decides, in the document's script, whether a restart is safe, and proves that a new, healthy agent runs
+//! The *host* decides, in the document's script, whether an ordered restart is safe, and proves that a new, healthy agent runs
 //! afterwards. An agent that started after the deployment is left alone there, and of two scripts at once the second
 //! waits for the first. So it does no harm that an event is delivered twice, that a request is repeated, or that an
-//! instance is in two groups; what still needs attention is told again.
+//! instance is in two groups; open troubles are told again.
 //!
 //! An instance that fails is data in the report. A call that fails, after its retries, is a problem of its group or of
-//! the event, and the rest goes on. The invocation itself fails only for an event that cannot be read, so that it lands
-//! in the dead-letter queue, and for a message that cannot be published, so that Lambda repeats it. A dry run looks
+//! the event, and the rest goes on. The invocation itself fails in two cases: an event that cannot be read, which ends in
+//! the dead-letter queue, and a message that cannot be published, for which Lambda repeats the whole event. A dry run looks
 //! once, plans, and neither sends nor publishes.
 
 use std::time::Duration;
@@ -291,14 +291,15 @@ impl Restarter {
 enum Way {
     /// As it should be.
     Restart,
-    /// The groups before it took the time to send: each instance is held back by name, as far as time allows.
+    /// The groups of its chain took the time to send: its instances are looked up all the same, if there is time for
+    /// that, so that each is held back by name.
     TooLate,
     /// Nothing but a plan.
     Plan,
 }
 
 /// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one still
-/// does. A plan does not wait for that, and where nothing is sent nobody asks.
+/// does. A plan looks once, without waiting; a group that is too late does not look.
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
