@@ -231,6 +231,7 @@ fn has_tag_filters(info: &DeploymentGroupInfo) -> bool {
 }
 
 /// The present members of Auto Scaling groups, and the groups that do not exist.
+#[derive(Default)]
 struct Members {
     lifecycles: BTreeMap<InstanceId, Lifecycle>,
     missing: Vec<String>,
@@ -238,41 +239,41 @@ struct Members {
 
 async fn describe_members(client: &RegionClients, names: &[String]) -> Result<Members, CallError> {
     const OPERATION: &str = "autoscaling:DescribeAutoScalingGroups";
-    let mut missing: BTreeSet<&String> = names.iter().collect();
-    let mut lifecycles = BTreeMap::new();
-    if !names.is_empty() {
-        let groups = pages(OPERATION, |token| async move {
-            let page = client
-                .autoscaling
-                .describe_auto_scaling_groups()
-                .set_auto_scaling_group_names(Some(names.to_vec()))
-                .max_records(AUTO_SCALING_GROUPS_PAGE)
-                .set_next_token(token)
-                .send()
-                .await
-                .map_err(|error| CallError::new(OPERATION, shown(names), &error))?;
-            Ok((
-                page.auto_scaling_groups.unwrap_or_default(),
-                page.next_token,
-            ))
-        })
-        .await?;
-        for group in &groups {
-            missing.retain(|name| Some(name.as_str()) != group.auto_scaling_group_name());
-            for instance in group.instances() {
-                let state = instance
-                    .lifecycle_state()
-                    .map_or("", |state| state.as_str());
-                if let Some(id) = instance.instance_id().and_then(InstanceId::read) {
-                    lifecycles.insert(id, Lifecycle::read(state));
-                }
+    let mut members = Members::default();
+    // No names would mean every group of the account.
+    if names.is_empty() {
+        return Ok(members);
+    }
+    members.missing.extend_from_slice(names);
+    let groups = pages(OPERATION, |token| async move {
+        let page = client
+            .autoscaling
+            .describe_auto_scaling_groups()
+            .set_auto_scaling_group_names(Some(names.to_vec()))
+            .max_records(AUTO_SCALING_GROUPS_PAGE)
+            .set_next_token(token)
+            .send()
+            .await
+            .map_err(|error| CallError::new(OPERATION, shown(names), &error))?;
+        let groups = page.auto_scaling_groups.unwrap_or_default();
+        Ok((groups, page.next_token))
+    })
+    .await?;
+    for group in &groups {
+        let name = group.auto_scaling_group_name();
+        members
+            .missing
+            .retain(|missing| Some(missing.as_str()) != name);
+        for instance in group.instances() {
+            let state = instance
+                .lifecycle_state()
+                .map_or("", |state| state.as_str());
+            if let Some(id) = instance.instance_id().and_then(InstanceId::read) {
+                members.lifecycles.insert(id, Lifecycle::read(state));
             }
         }
     }
-    Ok(Members {
-        lifecycles,
-        missing: missing.into_iter().cloned().collect(),
-    })
+    Ok(members)
 }
 
 /// The names of Auto Scaling groups, which may hold anything.
