@@ -315,24 +315,18 @@ async fn describe_lifecycles_of(
     ids: &[InstanceId],
 ) -> Result<Vec<AutoScalingInstanceDetails>, CallError> {
     const OPERATION: &str = "autoscaling:DescribeAutoScalingInstances";
-    let resource = format!("{} instances", ids.len());
-    pages(OPERATION, |token| {
-        let call = client
+    let resource = &format!("{} instances", ids.len());
+    pages(OPERATION, |token| async move {
+        let page = client
             .autoscaling
             .describe_auto_scaling_instances()
             .set_instance_ids(Some(texts(ids)))
-            .set_next_token(token);
-        let resource = &resource;
-        async move {
-            let page = call
-                .send()
-                .await
-                .map_err(|error| CallError::new(OPERATION, resource, &error))?;
-            Ok((
-                page.auto_scaling_instances.unwrap_or_default(),
-                page.next_token,
-            ))
-        }
+            .set_next_token(token)
+            .send()
+            .await
+            .map_err(|error| CallError::new(OPERATION, resource, &error))?;
+        let instances = page.auto_scaling_instances.unwrap_or_default();
+        Ok((instances, page.next_token))
     })
     .await
 }
@@ -399,10 +393,8 @@ async fn describe_nodes_listed(
             .send()
             .await
             .map_err(|error| CallError::new(OPERATION, resource, &error))?;
-        Ok((
-            page.instance_information_list.unwrap_or_default(),
-            page.next_token,
-        ))
+        let nodes = page.instance_information_list.unwrap_or_default();
+        Ok((nodes, page.next_token))
     })
     .await
 }
