@@ -19,8 +19,8 @@ use crate::text::plain;
 
 /// Connecting to an endpoint may take this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// One attempt of a call may take this long.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One attempt of a call may take this long: an answer is at most so much older than its arrival.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts of one call, the first included.
 const MAX_ATTEMPTS: u32 = 8;
 /// The longest pause between two attempts.

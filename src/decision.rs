@@ -73,6 +73,15 @@ pub struct Node {
 impl Node {
     /// The ping status of a node that Systems Manager reaches.
     pub const ONLINE: &'static str = "Online";
+
+    /// One of which nothing else is known.
+    pub fn online() -> Self {
+        Self {
+            ping: Self::ONLINE.to_owned(),
+            last_ping: None,
+            name: None,
+        }
+    }
 }
 
 /// What is true of the whole group.

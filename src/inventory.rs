@@ -12,7 +12,7 @@ use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, P
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
-use crate::aws::{RegionClients, pages};
+use crate::aws::{ATTEMPT_TIMEOUT, RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Candidate, Circumstances, Decision, Lifecycle, Node, Target, decide};
 use crate::deployments::{Deployment, Group};
@@ -143,7 +143,8 @@ pub enum Question {
     LifecycleAndInventory,
 }
 
-/// Decides again for some instances of a fleet, after a while or a refusal.
+/// Decides again for some instances of a fleet, after a while or a refusal. Also gives the moment since when the
+/// lifecycle states may have changed: not that of the question, since an answer may come after many attempts.
 ///
 /// # Errors
 /// When a call fails for good.
@@ -152,20 +153,16 @@ pub async fn decide_again(
     ids: &[InstanceId],
     circumstances: &Circumstances,
     question: Question,
-) -> Result<BTreeMap<InstanceId, Decision>, CallError> {
+) -> Result<(BTreeMap<InstanceId, Decision>, Instant), CallError> {
+    let asked_at = Instant::now();
     let mut lifecycles = describe_lifecycles(client, ids).await?;
+    let answered = Instant::now().checked_sub(ATTEMPT_TIMEOUT);
+    let read_at = answered.map_or(asked_at, |answered| answered.max(asked_at));
     let mut nodes = match question {
         Question::LifecycleAndInventory => describe_nodes(client, ids).await?,
-        Question::Lifecycle => {
-            let online = Node {
-                ping: Node::ONLINE.to_owned(),
-                last_ping: None,
-                name: None,
-            };
-            ids.iter().map(|id| (id.clone(), online.clone())).collect()
-        }
+        Question::Lifecycle => ids.iter().map(|id| (id.clone(), Node::online())).collect(),
     };
-    Ok(ids
+    let decisions = ids
         .iter()
         .map(|id| {
             let candidate = Candidate {
@@ -176,7 +173,8 @@ pub async fn decide_again(
             let target = Target::Instance(id.clone());
             (id.clone(), decide(&target, &candidate, circumstances))
         })
-        .collect())
+        .collect();
+    Ok((decisions, read_at))
 }
 
 /// The instances among the candidates that fit.

@@ -175,7 +175,7 @@ impl Run<'_> {
         };
         let again = decide_again(self.client, ids, &self.fleet.circumstances, question);
         match timeout_at(self.limits.last_send, again).await {
-            Ok(Ok(decisions)) => window.decided(why, decisions, Instant::now()),
+            Ok(Ok((decisions, read_at))) => window.decided(why, decisions, read_at),
             Ok(Err(error)) => window.undecided(why, Some(error)),
             Err(_) => window.undecided(why, None),
         }

@@ -250,7 +250,7 @@ impl Window {
         }
     }
 
-    /// The answer to the last [`Next::Ask`], which came then.
+    /// The answer to the last [`Next::Ask`], from lifecycle states that were read at that moment.
     pub fn decided(&mut self, why: Why, decisions: BTreeMap<InstanceId, Decision>, at: Instant) {
         let offline = match why {
             Why::Offline => std::mem::take(&mut self.offline),

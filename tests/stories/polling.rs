@@ -276,6 +276,6 @@ async fn throttled_calls_take_their_turns_from_the_others() {
         })
         .max()
         .unwrap_or_default();
-    // Ten at once and five a second, the repeats included: hardly more are under way than that.
-    assert!(most <= 60, "{most} calls in ten seconds");
+    // Ten at once and five a second, and some repeats of the four that are under way.
+    assert!(most <= 70, "{most} calls in ten seconds");
 }

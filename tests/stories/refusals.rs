@@ -397,3 +397,32 @@ async fn once_sending_has_stopped_those_that_are_offline_are_told_as_they_were_s
         assert!(detail.contains(ping), "{detail}");
     }
 }
+
+/// The inventory's answer came after seven attempts, 77 s after that of Auto Scaling; seed 9012, in which lifecycle states
+/// counted from the last answer, and were over a minute old when the command left.
+#[tokio::test(start_paused = true)]
+async fn lifecycle_states_count_from_their_own_answer_and_not_from_the_inventory_s() {
+    let story = Story::of(2).given(|state| {
+        let mut refusal = |operation: &str, kind, after, times| {
+            state.faults.push(Fault {
+                operation: operation.to_owned(),
+                code: Some("InvalidInstanceId".to_owned()),
+                kind,
+                after,
+                times,
+                ..Fault::default()
+            });
+        };
+        refusal("SendCommand", FaultKind::Error, 0, 1);
+        refusal("DescribeInstanceInformation", FaultKind::NoReply, 1, 6);
+    });
+    let leave = async {
+        sleep(Duration::from_secs(60)).await;
+        story
+            .world
+            .with(|state| *state.lifecycle(&id(2)) = "Terminating:Wait".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), leave);
+    assert_eq!(told.counts(), &json!({"restarted": 1, "skipped": 1}));
+    assert_eq!(story.sent_to(), [id(1)]);
+}
