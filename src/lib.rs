@@ -315,7 +315,7 @@ async fn find_fleet(
     let by = (Instant::now() + left).min(clock.until());
     match timeout_at(by, inventory::find(client, group, running, clock)).await {
         Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
-        Err(_) if way == Way::TooLate => Err(Problem::new(
+        Err(_) if way == Way::TooLate && Instant::now() >= clock.until() => Err(Problem::new(
             Step::Fleet,
             Code::NoTime,
             "the groups that share its instances took all the time that there was",

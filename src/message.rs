@@ -127,6 +127,7 @@ pub fn about_problems(order: &Order, problems: &Problems, home: &Home) -> Messag
     write_problems(&mut text, problems);
     let card = card(
         &headline(MAX_TITLE),
+        answer.severity,
         problem_lines(problems),
         steps(problems, &[]),
         order,
@@ -391,7 +392,8 @@ fn group_card(order: &Order, group: &GroupReport, home: &Home) -> Value {
         .chain((more > 0).then(|| format!("and {more} more")))
         .collect();
     let title = headline(group, MAX_TITLE);
-    card(&title, lines, steps(&group.problems, &rows), order, home)
+    let steps = steps(&group.problems, &rows);
+    card(&title, group.severity(), lines, steps, order, home)
 }
 
 fn problem_lines(problems: &Problems) -> Vec<String> {
@@ -434,7 +436,14 @@ fn code_span(text: &str) -> String {
 
 /// A custom notification of Amazon Q Developer in chat applications: anything else on the topic it drops
 /// without a word.
-fn card(title: &str, lines: Vec<String>, steps: Vec<String>, order: &Order, home: &Home) -> Value {
+fn card(
+    title: &str,
+    severity: Severity,
+    lines: Vec<String>,
+    steps: Vec<String>,
+    order: &Order,
+    home: &Home,
+) -> Value {
     let mut description = String::new();
     for (number, line) in lines.iter().enumerate() {
         let left = lines.len() - number;
@@ -456,7 +465,7 @@ fn card(title: &str, lines: Vec<String>, steps: Vec<String>, order: &Order, home
             "title": title,
             "description": description,
             "nextSteps": steps,
-            "keywords": ["codedeploy-agent"],
+            "keywords": ["codedeploy-agent", severity],
         },
         "metadata": {
             "threadId": order.subject.thread(),

@@ -88,11 +88,12 @@ fn printable(c: char) -> char {
 }
 
 fn harmless_word(word: &str) -> String {
-    // A host's file: its first folder is no domain.
+    // A host's file: its first folder is no domain, and nothing in it looks like one to a mail program.
     let is_path = word
         .strip_prefix('/')
         .and_then(|path| path.split('/').next())
-        .is_some_and(|folder| !folder.is_empty() && !folder.contains('.'));
+        .is_some_and(|folder| !folder.is_empty() && !folder.contains('.'))
+        && !word.to_ascii_lowercase().contains("www.");
     // Zones that are nobody's on the Internet; EC2 names its hosts in the first.
     let is_private = [".internal", ".local"]
         .iter()
@@ -167,6 +168,7 @@ mod tests {
             ("evil.com?x.internal", "evil[.]com?x[.]internal"),
             ("www.evil.example,x.local", "www[.]evil[.]example,x[.]local"),
             ("/www.evil.example/a", "/www[.]evil[.]example/a"),
+            ("/a/WWW.evil.example", "/a/WWW[.]evil[.]example"),
             ("mailto:a", "mailto:a"),
             (
                 "/var/log/codedeploy-agent.log",

@@ -172,6 +172,8 @@ async fn chat_gets_a_card_of_ten_instances_at_most() {
     let card: Value = serde_json::from_str(&story.body("https")).expect("JSON");
     assert_eq!(card["version"], "1.0");
     assert_eq!(card["source"], "custom");
+    let keywords = &card["content"]["keywords"];
+    assert_eq!(keywords, &json!(["codedeploy-agent", "warning"]));
     let description = card["content"]["description"].as_str().expect("text");
     assert!(description.contains(&id(10)), "{description}");
     assert!(!description.contains(&id(11)), "{description}");

@@ -1,6 +1,6 @@
 //! The calls of one run: its deadline, their number and rate, the limits of the APIs, and what may not be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use sim::{Call, FaultKind};
@@ -12,9 +12,9 @@ use crate::deliveries::{Delivery, End, Invocation, Meaning};
 /// these; the SDK's repeats of one call follow its own back-off and do not count.
 const SSM_CALLS_AT_ONCE: f64 = 10.0;
 const SSM_CALLS_A_SECOND: f64 = 5.0;
-/// Calls of one invocation, repeats included: twice what the pace allows one region in fifteen minutes. Hundreds of
-/// instances that are denied and halved have a command each, and use nearly all of it (seed 142841).
-const MOST_CALLS: usize = 9_000;
+/// Calls of one invocation, repeats included: twice the most that 4,000 seeds saw, or what the pace allows in the time that
+/// it took, if that is more. Hundreds of instances that are denied and halved have a command each (seed 142841).
+const MOST_CALLS: usize = 4_000;
 /// The same without Systems Manager's, and one more for each instance: nothing but the polls may grow with the time that a
 /// run takes.
 const MOST_OTHER_CALLS: usize = 330;
@@ -58,7 +58,11 @@ impl Evidence<'_> {
             );
         }
         let others = calls.iter().filter(|call| call.service != "ssm").count();
-        if calls.len() > MOST_CALLS || others > MOST_OTHER_CALLS + self.scene.size() {
+        let regions: BTreeSet<&str> = calls.iter().map(|call| call.region.as_str()).collect();
+        let took = invocation.ended - invocation.began;
+        let paced = regions.len() as f64 * (SSM_CALLS_AT_ONCE + SSM_CALLS_A_SECOND * took);
+        let most = MOST_CALLS.max(paced as usize);
+        if calls.len() > most || others > MOST_OTHER_CALLS + self.scene.size() {
             let what = format!("{who}: {} calls, {others} not to SSM", calls.len());
             self.broken(LIMITS, what);
         }
