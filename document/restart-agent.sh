@@ -191,7 +191,8 @@ parent_of() { sed 's/^.*) //' "/proc/$1/stat" | cut -d ' ' -f 2; }
 
 identity() { echo "$1:$(started_at "$1")"; }
 
-same_process() { [ "$(started_at "${1%%:*}")" = "${1#*:}" ]; }
+# A process that ended while it was looked at has no start, and is not the same as one that is gone.
+same_process() { [ -n "${1#*:}" ] && [ "$(started_at "${1%%:*}")" = "${1#*:}" ]; }
 
 # Every process that has to do with the agent, cheaply: one grep over all of /proc.
 agent_processes() { grep -lF -e codedeploy-agent -e "$PROGRAM: " /proc/[0-9]*/cmdline | cut -d / -f 3; }

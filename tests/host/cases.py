@@ -346,6 +346,27 @@ def crash_v2(stage, name):
     crash_loops(stage, name, "ready dispatch failure: connection error", "dispatch failure", "v2")
 
 
+# Ends a new poller as soon as somebody asks for the second time when it started: between being found and being looked at again.
+DIES_UNDER_THE_LOOK = """#!/bin/bash
+for asked; do :; done
+process=${asked%/stat}
+if [ "$process" != "$asked" ] && grep -q 'CommandPoller of master' "$process/cmdline"; then
+  [ -e "/run/asked-${process##*/}" ] && kill -KILL "${process##*/}" && /usr/bin/sleep 0.3
+  touch "/run/asked-${process##*/}"
+fi
+exec /usr/bin/sed "$@"
+"""
+
+
+@case(10, "the poller dies while it is looked at", "33, not healthy for ever", 40)
+def dies_under_the_look(stage, name):
+    with stage.host(name) as host:
+        host.write("/usr/local/sbin/sed", DIES_UNDER_THE_LOOK, 0o755)
+        host.restart().must_be("agent-unhealthy").must_say("the poller died")
+        host.remove("/usr/local/sbin/sed")
+        host.nothing_is_left()
+
+
 @case(10, "crash loop, and a log of noise", "33, one valid line", 25)
 def crash_noise(stage, name):
     with stage.host(name) as host:
