@@ -3,7 +3,7 @@
 
     check_client.py --sim BINARY [--transcripts DIR]
 
-Starts `BINARY serve` with world.json on a free loopback port, asks all 13 operations with
+Starts `BINARY serve` with world.json on a free loopback port, asks all 14 operations with
 boto3's clients, follows every page to the end, provokes the errors that the restarter
 has to understand, sends commands and polls them to their end. One line for each check;
 exit status 1 when one fails. With --transcripts the server records every exchange there,
@@ -49,6 +49,8 @@ ODD_HOSTS = {
     9: (30, "service-manager-failed"), 10: (20, "busy"), 11: (21, "update-running"),
 }
 FOREIGN_OUTPUT, HANGING, OFFLINE, UNMANAGED, REJECTED = 13, 14, 15, 53, 55
+# Hosts that EC2 does not call running, and one that it does not show any more.
+TERMINATED, STOPPED, FORGOTTEN = 53, 54, 55
 
 CHECKS = []
 
@@ -677,6 +679,52 @@ def publish_refusals(aws):
     refused("InvalidParameter", call, TopicArn=TOPIC, Message="no json", MessageStructure="json")
     refused("InvalidParameter", call, TopicArn=TOPIC, Message="")
     same(len(aws.state()["messages"]), before, "messages after nothing but refusals")
+
+
+# --------------------------------------------------------------------------------------- EC2
+
+
+def states_of(reservations):
+    return {each["InstanceId"]: each["State"]["Name"] for group in reservations for each in group["Instances"]}
+
+
+@check
+def describe_instances(aws):
+    client = aws.client("ec2")
+    wanted = {id_: host.get("state", "running") for id_, host in aws.hosts.items() if not host.get("forgotten")}
+    same((wanted[instance(TERMINATED)], wanted[instance(STOPPED)], instance(FORGOTTEN) in wanted),
+         ("terminated", "stopped", False), "the world's odd hosts")
+    told = pages(client, "describe_instances", "Reservations", least=6)
+    same(states_of(told), wanted, "all")
+    ids = [instance(n) for n in (1, TERMINATED, STOPPED, FORGOTTEN, 999)]
+    by_id = {"Name": "instance-id", "Values": ids}
+    told = by_hand(client.describe_instances, "Reservations", token="NextToken", Filters=[by_id], MaxResults=7)
+    same(states_of(told), {id_: wanted[id_] for id_ in ids[:3]}, "by id, unknown ones left out")
+    told = by_hand(client.describe_instances, "Reservations", token="NextToken", MaxResults=1000,
+                   Filters=[by_id, {"Name": "instance-state-name", "Values": ["stopping", "stopped"]}])
+    same(states_of(told), {instance(STOPPED): "stopped"}, "by state")
+    whole = client.describe_instances(InstanceIds=[instance(n) for n in range(1, 21)])
+    same((len(states_of(whole["Reservations"])), "NextToken" in whole), (20, False), "named ones come in one page")
+    groups = Counter(len(group["Instances"]) for group in whole["Reservations"])
+    assert len(whole["Reservations"]) > 1 and max(groups) > 1, f"instances per reservation: {groups}"
+    first = whole["Reservations"][0]
+    same(first["OwnerId"], aws.world["account"], "owner")
+    assert first["Instances"][0]["State"]["Code"] == 16 and first["Instances"][0]["LaunchTime"], first
+    same(by_hand(aws.client("ec2", OTHER_REGION).describe_instances, "Reservations", token="NextToken"), [], "another region")
+
+
+@check
+def describe_instances_refusals(aws):
+    call = aws.client("ec2").describe_instances
+    refused("InvalidInstanceID.NotFound", call, InstanceIds=[instance(1), instance(999)])
+    refused("InvalidInstanceID.NotFound", call, InstanceIds=[instance(FORGOTTEN)])
+    refused("InvalidInstanceID.Malformed", call, InstanceIds=["web-1"])
+    refused("InvalidParameterCombination", call, InstanceIds=[instance(1)], MaxResults=5)
+    refused("InvalidParameterValue", call, MaxResults=4)
+    refused("InvalidParameterValue", call, MaxResults=1001)
+    refused("InvalidParameterValue", call, Filters=[{"Name": "colour", "Values": ["red"]}])
+    refused("InvalidNextToken", call, NextToken="made-up")
+    refused("FilterLimitExceeded", call, Filters=[{"Name": "instance-id", "Values": [instance(n) for n in range(201)]}])
 
 
 # ----------------------------------------------------------------------------- the state page

@@ -48,6 +48,7 @@ OPERATIONS = {
     "autoscaling": ["DescribeAutoScalingGroups", "DescribeAutoScalingInstances"],
     "ssm": ["DescribeInstanceInformation", "SendCommand", "ListCommandInvocations"],
     "sns": ["Publish"],
+    "ec2": ["DescribeInstances"],
 }
 
 JSON_CONTENT_TYPE = "application/x-amz-json-1.1"
@@ -106,6 +107,36 @@ COMMON_QUERY_ERRORS = COMMON_ERRORS | {
     "SignatureDoesNotMatch": {403},
     "Throttling": {400},
 }
+# What EC2 answers, whose model declares no error at all. Source: "Error codes for the Amazon
+# EC2 API" (docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html): the common
+# client errors, the client errors of the operations that the restarter calls, and the
+# server's. That page gives no status; these are what its clients have seen.
+EC2_ERRORS = {
+    "AuthFailure": {401},
+    "Blocked": {403},
+    "FilterLimitExceeded": {400},
+    "IncompleteSignature": {400},
+    "InternalError": {500},
+    "InternalFailure": {500},
+    "InvalidAction": {400},
+    "InvalidInstanceID.Malformed": {400},
+    "InvalidInstanceID.NotFound": {400},
+    "InvalidNextToken": {400},
+    "InvalidParameterCombination": {400},
+    "InvalidParameterValue": {400},
+    "MalformedQueryString": {400},
+    "MissingAction": {400},
+    "MissingAuthenticationToken": {403},
+    "MissingParameter": {400},
+    "OptInRequired": {401},
+    "RequestExpired": {400},
+    "RequestLimitExceeded": {503},
+    "ServiceUnavailable": {503},
+    "SignatureDoesNotMatch": {403},
+    "UnauthorizedOperation": {403},
+    "Unavailable": {503},
+    "UnknownParameter": {400},
+}
 # Common errors that AWS sends without any text.
 ERRORS_WITHOUT_TEXT = {"SerializationException", "UnknownOperationException"}
 
@@ -133,13 +164,15 @@ UNKNOWN_ENUMS = {
     # And an action's status and type.
     ("codepipeline", "ListActionExecutions"): {
         "ActionExecutionStatus", "ActionOwner", "ActionCategory"},
+    # And a host's state.
+    ("ec2", "DescribeInstances"): {"InstanceStateName"},
 }
 
 # Shapes that AWS fills with an empty text in answers although the model forbids it: the
 # sample answers of API_ListCommandInvocations and API_SendCommand show "" for each.
 EMPTY_IN_ANSWERS = {"S3BucketName", "S3Region", "CloudWatchLogGroupName", "NotificationType"}
 
-# Items of one answer: the list, the request member that limits it, what holds without
+# Items of one answer: the list (of lists), the request member that limits it, what holds without
 # one. Sources: the member descriptions in the API references; CodeDeploy's two lists
 # have no such member, 100 is the most that they give.
 PAGES = {
@@ -150,6 +183,7 @@ PAGES = {
     "DescribeAutoScalingInstances": ("AutoScalingInstances", "MaxRecords", 50),
     "DescribeInstanceInformation": ("InstanceInformationList", "MaxResults", 10),
     "ListCommandInvocations": ("CommandInvocations", "MaxResults", 50),
+    "DescribeInstances": ("Reservations[].Instances", "MaxResults", 1000),
 }
 
 # Epoch seconds of the year 2100: a larger timestamp is one in milliseconds.
@@ -565,11 +599,39 @@ class QueryDecoder:
         return result
 
 
+class Ec2QueryDecoder(QueryDecoder):
+    """EC2's dialect: names begin with a capital letter, and every list is flat."""
+
+    def _structure(self, node, shape, path):
+        dot = f"{path}." if path else ""
+        names = {ec2_name(member, name): name for name, member in shape.members.items()}
+        result = {}
+        for key, child in node.items():
+            name = names.get(key)
+            if name is None:
+                # For the validation to report; a member's own name is no better on the wire.
+                result[f"{key} on the wire"] = child
+            else:
+                result[name] = self._value(child, shape.members[name], dot + name)
+        return result
+
+    def _list(self, node, shape, path):
+        return [self._value(each, shape.member, f"{path}[]") for each in self._numbered(node, path)]
+
+
+def ec2_name(member, name):
+    told = member.serialization.get("queryName")
+    if told:
+        return told
+    name = member.serialization.get("name", name)
+    return name[0].upper() + name[1:]
+
+
 class XmlDecoder:
     """The XML of a query service into plain values, as the shape says."""
 
     def __init__(self, namespace, out):
-        self.prefix = f"{{{namespace}}}"
+        self.prefix = f"{{{namespace}}}" if namespace else ""
         self.out = out
 
     def name(self, element, path):
@@ -690,11 +752,11 @@ def limit_items(member, most):
     return check
 
 
-def limit_number(member, most):
+def limit_number(member, most, least=1):
     def check(params, out):
         value = params.get(member)
-        if isinstance(value, int) and not 1 <= value <= most:
-            out.append(Problem(member, f"not between 1 and {most} (API reference)", value))
+        if isinstance(value, int) and not least <= value <= most:
+            out.append(Problem(member, f"not between {least} and {most} (API reference)", value))
 
     return check
 
@@ -764,6 +826,22 @@ def one_filter_form(params, out):
         out.append(Problem("Filters", "together with InstanceInformationFilterList (API reference)"))
 
 
+def ids_or_pages(params, out):
+    """API_DescribeInstances: ids and a page size exclude each other."""
+    if params.get("InstanceIds") and "MaxResults" in params:
+        out.append(Problem("InstanceIds", "together with MaxResults (API reference)"))
+
+
+def filter_values(params, out):
+    """Error code FilterLimitExceeded: 200 values in all filters together; and a filter has some."""
+    filters = params.get("Filters")
+    values = [each.get("Values", []) for each in filters or [] if isinstance(each, dict)]
+    if sum(map(len, values)) > 200:
+        out.append(Problem("Filters", "more than 200 values (API reference)", str(sum(map(len, values)))))
+    if not all(values):
+        out.append(Problem("Filters[].Values", "a filter without values"))
+
+
 DOCUMENTED_LIMITS = {
     "BatchGetDeployments": [limit_items("deploymentIds", 25)],
     "BatchGetDeploymentTargets": [limit_items("targetIds", 25)],
@@ -772,6 +850,7 @@ DOCUMENTED_LIMITS = {
     "DescribeAutoScalingInstances": [limit_items("InstanceIds", 50), limit_number("MaxRecords", 50)],
     "DescribeInstanceInformation": [one_filter_form],
     "Publish": [one_destination, subject_form, message_size, message_structure],
+    "DescribeInstances": [limit_number("MaxResults", 1000, least=5), ids_or_pages, filter_values],
 }
 
 
@@ -793,15 +872,18 @@ class Operation:
         self.service_data, self.service_model = service_of(service)
         self.model = self.service_model.operation_model(name)
         metadata = self.service_model.metadata
-        self.json = metadata["protocol"] == "json"
-        assert self.json or metadata["protocol"] == "query", f"{service}: {metadata['protocol']}"
+        self.protocol = metadata["protocol"]
+        assert self.protocol in ("json", "query", "ec2"), f"{service}: {self.protocol}"
         self.target = f"{metadata.get('targetPrefix')}.{name}"
         self.json_version = metadata.get("jsonVersion")
         self.version = metadata["apiVersion"]
         self.namespace = metadata.get("xmlNamespace")
+        if self.protocol == "ec2":
+            # The model leaves out the last letter of what every sample answer of the API reference shows.
+            self.namespace += "/"
         self.signing_name = self.service_model.signing_name
         self.errors = dict(map(self._declared, self.model.error_shapes))
-        self.common_errors = COMMON_JSON_ERRORS if self.json else COMMON_QUERY_ERRORS
+        self.common_errors = {"json": COMMON_JSON_ERRORS, "query": COMMON_QUERY_ERRORS, "ec2": EC2_ERRORS}[self.protocol]
         self.input = Validator(answer=False)
         self.output = Validator(answer=True)
         self.check_input = self.input.compile(self.model.input_shape)
@@ -827,7 +909,7 @@ class Operation:
             out.append(Problem("", "the method is not POST", request["method"]))
         if request["path"] != "/":
             out.append(Problem("", "the path is not /", request["path"]))
-        decode = self._json_request if self.json else self._query_request
+        decode = self._json_request if self.protocol == "json" else self._query_request
         params = decode(headers, request["body"], out)
         if params is SKIP:
             return out, None
@@ -848,7 +930,8 @@ class Operation:
         content_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
         if content_type != QUERY_CONTENT_TYPE:
             out.append(Problem("", f"content type is not {QUERY_CONTENT_TYPE}", content_type))
-        action, version, params = QueryDecoder(out).decode(body, self.model.input_shape)
+        decoder = Ec2QueryDecoder if self.protocol == "ec2" else QueryDecoder
+        action, version, params = decoder(out).decode(body, self.model.input_shape)
         if action != self.name:
             out.append(Problem("Action", f"is not {self.name}", action))
         if version != self.version:
@@ -862,7 +945,7 @@ class Operation:
         out = []
         status, body, headers = response["status"], response["body"], lower_keys(response["headers"])
         if status == 200:
-            decode = self._json_answer if self.json else self._query_answer
+            decode = {"json": self._json_answer, "query": self._query_answer, "ec2": self._ec2_answer}[self.protocol]
             result = decode(headers, body, out)
             if result is SKIP:
                 return out, None, None
@@ -871,7 +954,7 @@ class Operation:
         if not 400 <= status < 600:
             out.append(Problem("", "the status is neither 200 nor an error", status))
             return out, None, str(status)
-        decode = self._json_error if self.json else self._query_error
+        decode = {"json": self._json_error, "query": self._query_error, "ec2": self._ec2_error}[self.protocol]
         return out, None, decode(status, headers, body, out)
 
     def _json_head(self, headers, out):
@@ -942,6 +1025,42 @@ class Operation:
             return SKIP
         return xml.value(parts[wrapper], self.model.output_shape, "")
 
+    def _ec2_answer(self, headers, body, out):
+        root = self._xml(headers, body, out)
+        if root is None:
+            return SKIP
+        xml = XmlDecoder(self.namespace, out)
+        if xml.name(root, "") != f"{self.name}Response":
+            out.append(Problem("", f"the XML root is not {self.name}Response", root.tag))
+            return SKIP
+        ids = [child for child in root if child.tag == f"{xml.prefix}requestId"]
+        if len(ids) != 1 or not ids[0].text:
+            out.append(Problem("requestId", "an answer has one", str(len(ids))))
+        for child in ids:
+            root.remove(child)
+        return xml.value(root, self.model.output_shape, "")
+
+    def _ec2_error(self, status, headers, body, out):
+        root = self._xml(headers, body, out)
+        if root is None:
+            return f"(unreadable {status})"
+        xml = XmlDecoder("", out)
+        if xml.name(root, "") != "Response":
+            out.append(Problem("", "the XML root is not Response", root.tag))
+            return f"(untyped {status})"
+        parts = xml.only(root, "", ("Errors", "RequestID"))
+        if "RequestID" in parts and not xml.text(parts["RequestID"], "RequestID"):
+            out.append(Problem("RequestID", "is empty"))
+        error = xml.only(parts["Errors"], "Errors", ("Error",)).get("Error") if "Errors" in parts else None
+        if error is None:
+            return f"(untyped {status})"
+        text = {name: xml.text(each, f"Error.{name}") for name, each in xml.only(error, "Error", ("Code", "Message")).items()}
+        if "Message" in text and not text["Message"]:
+            out.append(Problem("Error.Message", "is empty"))
+        if "Code" in text:
+            self._check_code(text["Code"], status, out)
+        return text.get("Code") or f"(untyped {status})"
+
     def _query_error(self, status, headers, body, out):
         root = self._xml(headers, body, out)
         if root is None:
@@ -991,8 +1110,14 @@ class Operation:
     def items(self, result):
         """Items of an answer that has pages, or None."""
         page = PAGES.get(self.name)
-        listed = (result or {}).get(page[0]) if page else None
-        return len(listed) if isinstance(listed, list) else None
+        if not page:
+            return None
+        *outer, last = page[0].split("[].")
+        holders = [result] if result else []
+        for name in outer:
+            holders = [each for holder in holders for each in holder.get(name, []) if isinstance(each, dict)]
+        lists = [holder.get(last) for holder in holders]
+        return sum(len(listed) for listed in lists if isinstance(listed, list))
 
 
 def lower_keys(headers):
@@ -1027,7 +1152,7 @@ class Checker:
             return
         service, name = exchange["service"], exchange["operation"]
         if name not in OPERATIONS.get(service, ()):
-            problem = Problem("", "not one of the 13 operations that the restarter may call", name)
+            problem = Problem("", "not one of the 14 operations that the restarter may call", name)
             self._add(service, name, "request", problem, where)
             return
         operation = self._operation(service, name)
@@ -1203,7 +1328,7 @@ def main(arguments=None, write=print):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directories", nargs="+", metavar="DIR")
     parser.add_argument("--require-operations", action="store_true",
-                        help="fail when one of the 13 operations was never answered successfully")
+                        help="fail when one of the 14 operations was never answered successfully")
     parser.add_argument("--invented", default="", metavar="WORD,WORD...",
                         help="count these unknown values of the enumerations listed in UNKNOWN_ENUMS")
     parser.add_argument("--refused-requests-allowed", action="store_true",

@@ -27,6 +27,7 @@ INSTANCES = [f"i-{n:017x}" for n in range(1, 61)]
 XML = {
     "autoscaling": "http://autoscaling.amazonaws.com/doc/2011-01-01/",
     "sns": "http://sns.amazonaws.com/doc/2010-03-31/",
+    "ec2": "http://ec2.amazonaws.com/doc/2016-11-15/",
 }
 SESSION = botocore.session.Session()
 
@@ -70,6 +71,18 @@ def xml_error(service, code, status=400, party="Sender"):
     return xml_response(
         f'<ErrorResponse xmlns="{XML[service]}"><Error><Type>{party}</Type><Code>{code}</Code>'
         f"<Message>it is so</Message></Error><RequestId>{REQUEST_ID}</RequestId></ErrorResponse>", status)
+
+
+def ec2_answer(inner):
+    return xml_response(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<DescribeInstancesResponse xmlns="{XML["ec2"]}">\n'
+        f"    <requestId>{REQUEST_ID}</requestId>\n{inner}\n</DescribeInstancesResponse>")
+
+
+def ec2_error(code, status=400):
+    return xml_response(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Errors><Error><Code>{code}</Code><Message>it is so</Message>'
+        f"</Error></Errors><RequestID>{REQUEST_ID}</RequestID></Response>", status)
 
 
 def exchange(service, operation, params, response):
@@ -177,6 +190,13 @@ def good_exchanges():
         "</member></AutoScalingGroups><NextToken>more</NextToken>")
     instances = (
         "<AutoScalingInstances>" + member % "<AutoScalingGroupName>web</AutoScalingGroupName>" + "</AutoScalingInstances>")
+    machine = (
+        "<item><instanceId>%s</instanceId><instanceState><code>16</code><name>running</name></instanceState>"
+        "<launchTime>2025-11-01T00:00:00.000Z</launchTime><productCodes/></item>")
+    reservations = (
+        "<reservationSet><item><reservationId>r-0123456789abcdef0</reservationId><ownerId>123456789012</ownerId><groupSet/>"
+        f"<instancesSet>{machine % INSTANCES[0]}{machine % INSTANCES[1]}</instancesSet></item>"
+        "</reservationSet><nextToken>more</nextToken>")
     texts = {"DataType": "String", "StringValue": "attention"}
     bodies = json.dumps({"default": "one agent was not restarted", "sqs": "{}"})
     made = [
@@ -215,6 +235,9 @@ def good_exchanges():
          {"TopicArn": TOPIC, "Subject": "1 agent was not restarted", "Message": bodies, "MessageStructure": "json",
           "MessageAttributes": {"result": texts, "severity": texts}},
          xml_answer("sns", "Publish", f"<MessageId>{COMMAND}</MessageId>")),
+        ("ec2", "DescribeInstances",
+         {"Filters": [{"Name": "instance-id", "Values": INSTANCES[:12]}], "MaxResults": 1000, "NextToken": "more"},
+         ec2_answer(reservations)),
     ]
     return {operation: exchange(service, operation, params, answer) for service, operation, params, answer in made}
 
@@ -252,6 +275,10 @@ def good_errors():
         "bad token": with_answer("DescribeAutoScalingGroups", xml_error("autoscaling", "InvalidNextToken")),
         "common in XML": with_answer(
             "DescribeAutoScalingInstances", xml_error("autoscaling", "InternalFailure", 500, "Receiver")),
+        "unknown id of EC2": with_answer("DescribeInstances", ec2_error("InvalidInstanceID.NotFound")),
+        "denied by EC2": with_answer("DescribeInstances", ec2_error("UnauthorizedOperation", 403)),
+        "throttled by EC2": with_answer("DescribeInstances", ec2_error("RequestLimitExceeded", 503)),
+        "empty page of EC2": with_answer("DescribeInstances", ec2_answer("<reservationSet/><nextToken>more</nextToken>")),
         "no answer": with_answer("SendCommand", None),
         "empty list": with_request("DescribeAutoScalingGroups", {"AutoScalingGroupNames": []}),
     }
@@ -326,7 +353,7 @@ def foreign(service, operation):
 
 def bad_requests():
     invocation, node = "ListCommandInvocations", "DescribeInstanceInformation"
-    publish, scaling = "Publish", "DescribeAutoScalingInstances"
+    publish, scaling, machines = "Publish", "DescribeAutoScalingInstances", "DescribeInstances"
     return [
         ("misspelt member in a request", "InstanceIDs: unknown member",
          edited("SendCommand", rename("InstanceIDs", "InstanceIds"), "request")),
@@ -406,8 +433,22 @@ def bad_requests():
          with_request(publish, {"TopicArn": TOPIC, "Message": '{"sqs":"{}"}', "MessageStructure": "json"})),
         ("topic and target", "exactly one of TopicArn",
          with_request(publish, {"TopicArn": TOPIC, "TargetArn": TOPIC, "Message": "m"})),
-        ("operation of another service", "not one of the 13 operations", foreign("ec2", "DescribeInstances")),
-        ("foreign operation of a known service", "not one of the 13 operations", foreign("ssm", "ListCommands")),
+        ("operation of another service", "not one of the 14 operations", foreign("s3", "ListBuckets")),
+        ("foreign operation of a known service", "not one of the 14 operations", foreign("ssm", "ListCommands")),
+        ("list of EC2 under a word", "Filters[].Values: the numbers of its items are not 1, 2, 3",
+         with_form(machines, "Filter.1.Value.", "Filter.1.Value.member.")),
+        ("filter of EC2 in the plural", "Filters on the wire: unknown member", with_form(machines, "Filter.1.", "Filters.1.")),
+        ("small letters in a request to EC2", "maxResults on the wire: unknown member",
+         replaced(machines, "MaxResults=", "maxResults=", "request")),
+        ("page size of 1001 for EC2", "MaxResults: not between 5 and 1000", with_request(machines, {"MaxResults": 1001})),
+        ("page size of 4 for EC2", "MaxResults: not between 5 and 1000", with_request(machines, {"MaxResults": 4})),
+        ("ids and a page size for EC2", "InstanceIds: together with MaxResults",
+         with_request(machines, {"InstanceIds": INSTANCES[:1], "MaxResults": 5})),
+        ("201 values in filters", "Filters: more than 200 values",
+         with_request(machines, {"Filters": [{"Name": "instance-id", "Values": [f"i-{n:017x}" for n in range(201)]}]})),
+        ("filter of EC2 without values", "Filters[].Values: a filter without values",
+         with_request(machines, {"Filters": [{"Name": "instance-id"}]})),
+        ("older version of EC2's API", "Version: is not 2016-11-15", replaced(machines, "2016-11-15", "2014-10-01", "request")),
     ]
 
 
@@ -483,6 +524,9 @@ def bad_xml_answers():
     wrapped["response"]["body"] = wrapped["response"]["body"].replace("PublishResult", "PublishOutput")
     renamed = copy.deepcopy(GOOD["Publish"])
     renamed["response"]["body"] = renamed["response"]["body"].replace("PublishResponse", "PublishAnswer")
+    machines = "DescribeInstances"
+    whole = GOOD[machines]["response"]["body"]
+    machine = whole[whole.index("<item><instanceId>"):whole.index("</item>") + len("</item>")]
     items = copy.deepcopy(GOOD[instances])
     items["response"]["body"] = items["response"]["body"].replace("member>", "item>")
     return [
@@ -506,9 +550,24 @@ def bad_xml_answers():
          replaced(groups, "<MinSize>0</MinSize>", "<MinSize>0</MinSize><MinSize>0</MinSize>")),
         ("text between elements", "has text between its elements", replaced(groups, "<MinSize>", "x<MinSize>")),
         ("instance id too long in XML", "InstanceId: more characters than 19", replaced(instances, INSTANCES[0], INSTANCES[0] + "0")),
+        ("result wrapper from EC2", "DescribeInstancesResult: unknown XML element",
+         with_answer(machines, ec2_answer("<DescribeInstancesResult></DescribeInstancesResult>"))),
+        ("wrong XML root from EC2", "the XML root is not DescribeInstancesResponse",
+         with_answer(machines, xml_answer("ec2", "DescribeInstance", ""))),
+        ("no request id from EC2", "requestId: an answer has one", replaced(machines, f"<requestId>{REQUEST_ID}</requestId>", "")),
+        ("list items of another name from EC2", "a list's XML elements are named 'item'",
+         replaced(machines, f"<instancesSet>{machine}", f"<instancesSet>{machine.replace('item>', 'member>')}")),
+        ("member's own name from EC2", "Reservations[].Instances[].InstanceId: unknown XML element",
+         replaced(machines, f"<instanceId>{INSTANCES[0]}</instanceId>", f"<InstanceId>{INSTANCES[0]}</InstanceId>")),
+        ("state never heard of", "State.Name: not a value of the enumeration", replaced(machines, ">running<", ">resting<")),
+        ("more than a page from EC2", "more items than one page may hold", replaced(machines, machine, machine * 1000)),
         ("broken XML", "is not valid XML", replaced("Publish", "</PublishResult>", "")),
         ("JSON from a query service", "content type is not text/xml", with_answer("Publish", json_response({"MessageId": COMMAND}))),
     ]
+
+
+def namespaced(response):
+    return response | {"body": response["body"].replace("<Response>", f'<Response xmlns="{XML["ec2"]}">')}
 
 
 def bad_errors():
@@ -546,6 +605,16 @@ def bad_errors():
         ("XML error without request id", "RequestId: XML element is missing", with_answer("Publish", unidentified)),
         ("error in the other service's namespace", "XML namespace is not",
          with_answer("Publish", xml_error("autoscaling", "NotFound", 404))),
+        ("EC2's error in the form of other services", "the XML root is not Response",
+         with_answer("DescribeInstances", xml_error("ec2", "RequestLimitExceeded", 503))),
+        ("EC2's error with a namespace", "the XML root is not Response",
+         with_answer("DescribeInstances", namespaced(ec2_error("UnauthorizedOperation", 403)))),
+        ("error of other services from EC2", "that the operation does not declare",
+         with_answer("DescribeInstances", ec2_error("AccessDenied", 403))),
+        ("wrong status from EC2", "the status of RequestLimitExceeded is not 503",
+         with_answer("DescribeInstances", ec2_error("RequestLimitExceeded", 400))),
+        ("EC2's error in the other service's form", "the XML root is not ErrorResponse",
+         with_answer("Publish", ec2_error("InternalFailure", 500))),
         ("error page of a proxy", "is not valid XML", with_answer("Publish", xml_response("Bad Gateway", 502))),
     ]
 
@@ -596,7 +665,7 @@ def run_command(lines, *options):
 
 def test_good(tally):
     wanted = {name for names in OPERATIONS.values() for name in names}
-    tally.expect(set(GOOD) == wanted and len(wanted) == 13, "a good exchange of each operation", set(GOOD) ^ wanted)
+    tally.expect(set(GOOD) == wanted and len(wanted) == 14, "a good exchange of each operation", set(GOOD) ^ wanted)
     for name, one in (GOOD | good_errors()).items():
         found, _ = violations(one)
         tally.expect(not found, f"good: {name}", found)
@@ -647,7 +716,7 @@ def test_program(tally):
     status, output = run_command(everything, "--require-operations")
     tally.expect(status == 0, "the program accepts all good exchanges", output)
     status, output = run_command(everything + [bad_errors()[0][2]] * 3)
-    tally.expect(status == 1 and "(3 times, first at" in output and ":14)" in output, "one line for three of a kind", output)
+    tally.expect(status == 1 and "(3 times, first at" in output and ":15)" in output, "one line for three of a kind", output)
     status, output = run_command(everything[1:], "--require-operations")
     tally.expect(status == 1 and "never answered" in output, "an operation that never occurred", output)
     status, output = run_command(everything[1:])

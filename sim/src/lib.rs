@@ -1,6 +1,6 @@
 //! AWS as the restarter sees it: plain data, a clock and the wire.
 //!
-//! A [`World`] holds a [`State`] and answers the thirteen operations that the restarter calls, either
+//! A [`World`] holds a [`State`] and answers the fourteen operations that the restarter calls, either
 //! in process, behind the real SDK's HTTP seam ([`World::sdk_config`]), or on a loopback port
 //! ([`server`]). What happens on the hosts happens in the world's time, which under tokio's paused
 //! clock is virtual. The world is written from AWS's side and shares no code with its client.
@@ -12,9 +12,9 @@
 //! | `clock` | where the world's time comes from |
 //! | `world` | the handle: now, read and change, calls, messages, transcript |
 //! | `host` | a host under the document's contract, as a queue of moments at which it decides |
-//! | `wire` | JSON 1.1 and query XML: requests in, answers and errors out |
+//! | `wire` | JSON 1.1, query XML and EC2's dialect of it: requests in, answers and errors out |
 //! | `service` | which service answers which operation, faults, pages, reading of input |
-//! | `codepipeline`, `codedeploy`, `autoscaling`, `ssm`, `sns` | the services themselves |
+//! | `codepipeline`, `codedeploy`, `autoscaling`, `ssm`, `ec2`, `sns` | the services themselves |
 //! | `connector` | the SDK's HTTP client that ends in the world |
 //! | `server` | the loopback port |
 
@@ -23,6 +23,7 @@ mod clock;
 mod codedeploy;
 mod codepipeline;
 mod connector;
+mod ec2;
 mod host;
 mod scenario;
 pub mod server;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::host::Runs;
 use crate::state::{Fault, FaultKind, Region, State};
 use crate::wire::{Asked, Failure, Service, hash};
-use crate::{autoscaling, codedeploy, codepipeline, sns, ssm};
+use crate::{autoscaling, codedeploy, codepipeline, ec2, sns, ssm};
 
 /// A service's successful answer.
 pub(crate) type Answered = Result<Map<String, Value>, Failure>;
@@ -102,7 +102,8 @@ pub(crate) fn answer(
         }
         (Service::Ssm, "SendCommand") => ssm::send_command(context, &input),
         (Service::Sns, "Publish") => sns::publish(context, &input),
-        (Service::AutoScaling | Service::Sns, other) => Err(Failure::new(
+        (Service::Ec2, "DescribeInstances") => ec2::describe_instances(context, &input),
+        (Service::AutoScaling | Service::Sns | Service::Ec2, other) => Err(Failure::new(
             "InvalidAction",
             format!("The simulation has no operation {other} of this service"),
         )),
@@ -151,14 +152,18 @@ pub(crate) fn is_next_page(params: &Map<String, Value>) -> bool {
 /// The error that a fault stands for.
 pub(crate) fn injected(fault: &Fault, service: Service) -> Failure {
     let usual = match (fault.kind(), service) {
-        (FaultKind::ExpiredToken, Service::Ssm | Service::AutoScaling) => "InvalidNextToken",
+        (FaultKind::ExpiredToken, Service::Ssm | Service::AutoScaling | Service::Ec2) => {
+            "InvalidNextToken"
+        }
         (FaultKind::ExpiredToken, _) => "InvalidNextTokenException",
         (_, Service::AutoScaling | Service::Sns) => "Throttling",
+        (_, Service::Ec2) => "RequestLimitExceeded",
         _ => "ThrottlingException",
     };
     let code = fault.code.as_deref().unwrap_or(usual);
     let message = fault.message.clone().unwrap_or_else(|| match code {
         "ThrottlingException" | "Throttling" => "Rate exceeded".to_owned(),
+        "RequestLimitExceeded" => "Request limit exceeded.".to_owned(),
         "InvalidNextToken" | "InvalidNextTokenException" => "The next token has expired".to_owned(),
         code => format!("{code} (injected)"),
     });
@@ -194,6 +199,11 @@ impl<'a> Input<'a> {
                 _ => Err(self.malformed(name)),
             })
             .collect()
+    }
+
+    /// The names of all members.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.members.keys().map(String::as_str)
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -319,6 +329,10 @@ impl<'a> Input<'a> {
         match self.service {
             Service::AutoScaling => Failure::new("ValidationError", message),
             Service::Sns => Failure::new("InvalidParameter", format!("Invalid parameter: {name}")),
+            Service::Ec2 => Failure::new(
+                "InvalidParameterValue",
+                format!("Value ( {value} ) for parameter {member} is invalid. {constraint}"),
+            ),
             _ => Failure::new("ValidationException", message),
         }
     }
@@ -334,11 +348,19 @@ impl<'a> Input<'a> {
     }
 
     fn is_query(&self) -> bool {
-        matches!(self.service, Service::AutoScaling | Service::Sns)
+        matches!(
+            self.service,
+            Service::AutoScaling | Service::Sns | Service::Ec2
+        )
     }
 
     fn malformed(&self, name: &str) -> Failure {
-        if self.is_query() {
+        if self.service == Service::Ec2 {
+            Failure::new(
+                "InvalidParameterValue",
+                format!("Unexpected value for {name}"),
+            )
+        } else if self.is_query() {
             Failure::new("MalformedInput", format!("Unexpected value for {name}"))
         } else {
             Failure::new(

@@ -15,7 +15,7 @@ const TEN_DAYS: f64 = 864_000.0;
 /// Seconds in thirty days: the longest duration that a world may name.
 const LONGEST: f64 = 2_592_000.0;
 /// The operations that the world answers.
-pub(crate) const OPERATIONS: [&str; 13] = [
+pub(crate) const OPERATIONS: [&str; 14] = [
     "ListActionExecutions",
     "GetDeployment",
     "BatchGetDeployments",
@@ -29,6 +29,7 @@ pub(crate) const OPERATIONS: [&str; 13] = [
     "SendCommand",
     "ListCommandInvocations",
     "Publish",
+    "DescribeInstances",
 ];
 
 /// Everything there is in one AWS account.
@@ -184,6 +185,8 @@ pub struct PageSizes {
     pub instance_information: usize,
     /// `ListCommandInvocations`, at most 50.
     pub command_invocations: usize,
+    /// `DescribeInstances`, at most 1,000.
+    pub instances: usize,
 }
 
 impl Default for PageSizes {
@@ -196,6 +199,7 @@ impl Default for PageSizes {
             auto_scaling_instances: 20,
             instance_information: 10,
             command_invocations: 20,
+            instances: 10,
         }
     }
 }
@@ -444,6 +448,8 @@ pub struct Host {
     pub platform: String,
     /// The EC2 state: `pending`, `running`, `stopping`, `stopped`, `shutting-down` or `terminated`.
     pub state: String,
+    /// Whether EC2 does not show it any more, as from about an hour after its end on.
+    pub forgotten: bool,
     /// Whether Systems Manager manages it.
     pub managed: bool,
     /// Whether SSM answers `InvalidInstanceId` for it, wherever it is named.
@@ -476,6 +482,7 @@ impl Default for Host {
             computer_name: String::new(),
             platform: "Linux".to_owned(),
             state: "running".to_owned(),
+            forgotten: false,
             managed: true,
             rejected: false,
             denied: false,

@@ -39,7 +39,8 @@ fn request(service: Service, operation: &str, params: &Value) -> Request {
             ],
             params.to_string(),
         ),
-        crate::wire::Protocol::Query { version, .. } => {
+        crate::wire::Protocol::Query { version, .. }
+        | crate::wire::Protocol::Ec2Query { version, .. } => {
             let fields = params
                 .as_object()
                 .unwrap()
@@ -806,6 +807,149 @@ async fn query_services_answer_and_fail_in_xml() {
     );
 }
 
+fn ec2(world: &World, params: &Value) -> (u16, String) {
+    query(world, Service::Ec2, "DescribeInstances", params.clone())
+}
+
+/// The texts of every element of that name, in order.
+fn texts<'a>(xml: &'a str, element: &str) -> Vec<&'a str> {
+    xml.split(&format!("<{element}>"))
+        .skip(1)
+        .filter_map(|rest| rest.split('<').next())
+        .collect()
+}
+
+fn filter_by_ids(numbers: impl IntoIterator<Item = usize>) -> Value {
+    let mut params = json!({ "Filter.1.Name": "instance-id" });
+    for (place, number) in numbers.into_iter().enumerate() {
+        params[format!("Filter.1.Value.{}", place + 1)] = json!(instance_id(number));
+    }
+    params
+}
+
+#[tokio::test(start_paused = true)]
+async fn ec2_tells_states_in_reservations_and_leaves_out_whom_it_does_not_know() {
+    let world = changed(7, |state| {
+        for (number, word) in [(2, "stopped"), (3, "terminated"), (5, "shutting-down")] {
+            state.host(&instance_id(number)).state = word.to_owned();
+        }
+        state.host(&instance_id(4)).forgotten = true;
+    });
+    let mut asked = filter_by_ids((1..=7).chain([999]));
+    asked["MaxResults"] = json!("1000");
+    let (status, body) = ec2(&world, &asked);
+    assert_eq!(status, 200, "{body}");
+    let start = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+                 <DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\n<requestId>";
+    assert!(body.starts_with(start), "{body}");
+    assert_eq!(texts(&body, "reservationId").len(), 3, "{body}");
+    let mut told = texts(&body, "instanceId");
+    told.sort_unstable();
+    assert_eq!(told, [1, 2, 3, 5, 6, 7].map(instance_id));
+    let mut states: Vec<&str> = texts(&body, "name");
+    states.sort_unstable();
+    let running = ["running", "running", "running"];
+    let wanted = [&running[..], &["shutting-down", "stopped", "terminated"]].concat();
+    assert_eq!(states, wanted, "{body}");
+
+    asked["Filter.2.Name"] = json!("instance-state-name");
+    asked["Filter.2.Value.1"] = json!("stopped");
+    asked["Filter.2.Value.2"] = json!("stopping");
+    assert_eq!(
+        texts(&ec2(&world, &asked).1, "instanceId"),
+        [instance_id(2)]
+    );
+
+    let named =
+        |number| json!({ "InstanceId.1": instance_id(1), "InstanceId.2": instance_id(number) });
+    assert_eq!(texts(&ec2(&world, &named(3)).1, "instanceId").len(), 2);
+    for number in [4, 999] {
+        let (status, body) = ec2(&world, &named(number));
+        assert_eq!(
+            (status, texts(&body, "Code")),
+            (400, vec!["InvalidInstanceID.NotFound"])
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_ec2_may_be_short_or_empty_and_have_a_next_one() {
+    let world = changed(30, |state| state.page_shortfall = 4);
+    let mut asked = filter_by_ids([1, 2, 29]);
+    asked["MaxResults"] = json!("9");
+    let (mut told, mut sizes) = (Vec::new(), Vec::new());
+    loop {
+        let (status, body) = ec2(&world, &asked);
+        assert_eq!(status, 200, "{body}");
+        let ids = texts(&body, "instanceId");
+        sizes.push(ids.len());
+        told.extend(ids.into_iter().map(str::to_owned));
+        match texts(&body, "nextToken").first() {
+            Some(token) => asked["NextToken"] = json!(token),
+            None => break,
+        }
+    }
+    told.sort_unstable();
+    assert_eq!(told, [1, 2, 29].map(instance_id));
+    assert!(sizes.len() == 6 && sizes.contains(&0), "{sizes:?}");
+    let (_, body) = ec2(&world, &json!({ "NextToken": "made-up" }));
+    assert_eq!(texts(&body, "Code"), ["InvalidNextToken"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ec2_refuses_in_a_form_of_its_own() {
+    let world = changed(1, |state| {
+        let fault = |code: Option<&str>| Fault {
+            operation: "DescribeInstances".to_owned(),
+            code: code.map(str::to_owned),
+            ..Fault::default()
+        };
+        state.faults = vec![fault(None), fault(Some("UnauthorizedOperation"))];
+    });
+    let (status, body) = ec2(&world, &json!({}));
+    let told = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response><Errors><Error><Code>RequestLimitExceeded</Code>\
+                <Message>Request limit exceeded.</Message></Error></Errors><RequestID>";
+    assert!(status == 503 && body.starts_with(told), "{body}");
+    let (status, body) = ec2(&world, &json!({}));
+    assert_eq!(
+        (status, texts(&body, "Code")),
+        (403, vec!["UnauthorizedOperation"])
+    );
+
+    let first = instance_id(1);
+    let refused = [
+        (filter_by_ids(1..=201), "FilterLimitExceeded"),
+        (json!({ "MaxResults": "4" }), "InvalidParameterValue"),
+        (json!({ "MaxResults": "1001" }), "InvalidParameterValue"),
+        (json!({ "MaxResults": "many" }), "InvalidParameterValue"),
+        (
+            json!({ "MaxResults": "5", "InstanceId.1": first }),
+            "InvalidParameterCombination",
+        ),
+        (
+            json!({ "InstanceId.1": "web-1" }),
+            "InvalidInstanceID.Malformed",
+        ),
+        (
+            json!({ "Filter.1.Name": "colour", "Filter.1.Value.1": "red" }),
+            "InvalidParameterValue",
+        ),
+        (
+            json!({ "Filters.member.1.Name": "instance-id" }),
+            "UnknownParameter",
+        ),
+    ];
+    for (params, code) in refused {
+        let (status, body) = ec2(&world, &params);
+        assert_eq!(
+            (status, texts(&body, "Code")),
+            (400, vec![code]),
+            "{params}"
+        );
+    }
+    assert_eq!(ec2(&world, &filter_by_ids(1..=200)).0, 200);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_must_fit_and_be_what_it_says() {
     let world = world(1);
@@ -1221,6 +1365,7 @@ async fn every_operation_that_a_fault_may_name_is_answered() {
             Service::Ssm,
             Service::AutoScaling,
             Service::Sns,
+            Service::Ec2,
         ]
         .into_iter()
         .filter(|service| {

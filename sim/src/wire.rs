@@ -1,6 +1,7 @@
-//! The two wire protocols: JSON 1.1 (CodePipeline, CodeDeploy, SSM) and query XML (Auto Scaling, SNS).
+//! The wire protocols: JSON 1.1 (CodePipeline, CodeDeploy, SSM), query XML (Auto Scaling, SNS), and EC2's own dialect
+//! of the latter.
 //!
-//! Both are read into one shape, a JSON object of parameters, and written from one shape, a JSON
+//! All are read into one shape, a JSON object of parameters, and written from one shape, a JSON
 //! object of results, so that a service need not know which of them it speaks.
 
 use std::collections::BTreeMap;
@@ -51,8 +52,9 @@ impl Failure {
 fn usual_status(code: &str) -> u16 {
     match code {
         "InternalServerError" | "InternalFailure" | "InternalError" | "ResourceContention" => 500,
-        "ServiceUnavailable" | "ServiceUnavailableException" => 503,
+        "ServiceUnavailable" | "ServiceUnavailableException" | "RequestLimitExceeded" => 503,
         "AccessDenied"
+        | "UnauthorizedOperation"
         | "AuthorizationError"
         | "KMSOptInRequired"
         | "InvalidSecurity"
@@ -70,6 +72,7 @@ pub(crate) enum Service {
     Ssm,
     AutoScaling,
     Sns,
+    Ec2,
 }
 
 impl Service {
@@ -81,6 +84,7 @@ impl Service {
             "ssm" => Some(Self::Ssm),
             "autoscaling" => Some(Self::AutoScaling),
             "sns" => Some(Self::Sns),
+            "ec2" => Some(Self::Ec2),
             _ => None,
         }
     }
@@ -92,6 +96,7 @@ impl Service {
             Self::Ssm => "ssm",
             Self::AutoScaling => "autoscaling",
             Self::Sns => "sns",
+            Self::Ec2 => "ec2",
         }
     }
 
@@ -114,6 +119,10 @@ impl Service {
                 version: "2010-03-31",
                 namespace: "http://sns.amazonaws.com/doc/2010-03-31/",
             },
+            Self::Ec2 => Protocol::Ec2Query {
+                version: "2016-11-15",
+                namespace: "http://ec2.amazonaws.com/doc/2016-11-15/",
+            },
         }
     }
 }
@@ -125,6 +134,11 @@ pub(crate) enum Protocol {
         target: &'static str,
     },
     Query {
+        version: &'static str,
+        namespace: &'static str,
+    },
+    /// Lists are flat in requests (`Filter.1.Value.2`), answers have no wrapper, and errors a form of their own.
+    Ec2Query {
         version: &'static str,
         namespace: &'static str,
     },
@@ -182,7 +196,8 @@ pub(crate) fn address(request: &Request) -> Result<Address, Failure> {
 pub(crate) fn asked(service: Service, request: &Request) -> (String, Result<Asked, Failure>) {
     match service.protocol() {
         Protocol::Json { target } => asked_in_json(target, request),
-        Protocol::Query { version, .. } => asked_in_query(version, request),
+        Protocol::Query { version, .. } => asked_in_query(version, folded, request),
+        Protocol::Ec2Query { version, .. } => asked_in_query(version, folded_flat, request),
     }
 }
 
@@ -219,7 +234,11 @@ fn asked_in_json(target: &str, request: &Request) -> (String, Result<Asked, Fail
     (operation.to_owned(), asked)
 }
 
-fn asked_in_query(version: &str, request: &Request) -> (String, Result<Asked, Failure>) {
+fn asked_in_query(
+    version: &str,
+    fold: fn(Value) -> Value,
+    request: &Request,
+) -> (String, Result<Asked, Failure>) {
     let Some(mut fields) = form(&request.body) else {
         return (
             String::new(),
@@ -248,7 +267,7 @@ fn asked_in_query(version: &str, request: &Request) -> (String, Result<Asked, Fa
     }
     let asked = Ok(Asked {
         operation: operation.clone(),
-        params: tree(&fields),
+        params: tree(&fields, fold),
     });
     (operation, asked)
 }
@@ -280,9 +299,8 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// `A.member.1=x` becomes `{"A": ["x"]}` and `A.entry.1.Name=k` with `A.entry.1.Value.B=x` becomes
-/// `{"A": {"k": {"B": "x"}}}`.
-fn tree(fields: &BTreeMap<String, String>) -> Map<String, Value> {
+/// `A.B=x` becomes `{"A": {"B": "x"}}`, of which `fold` makes lists and maps.
+fn tree(fields: &BTreeMap<String, String>, fold: fn(Value) -> Value) -> Map<String, Value> {
     let mut root = Map::new();
     for (key, value) in fields {
         let mut node = &mut root;
@@ -301,10 +319,29 @@ fn tree(fields: &BTreeMap<String, String>) -> Map<String, Value> {
         }
     }
     root.into_iter()
-        .map(|(key, value)| (key, folded(value)))
+        .map(|(key, value)| (key, fold(value)))
         .collect()
 }
 
+/// EC2's form: `A.1=x` becomes `{"A": ["x"]}`.
+fn folded_flat(value: Value) -> Value {
+    let Value::Object(mut fields) = value else {
+        return value;
+    };
+    if fields.keys().all(|key| key.parse::<u64>().is_ok()) {
+        let items = in_number_order(&mut fields).into_iter();
+        return Value::Array(items.map(folded_flat).collect());
+    }
+    let fields = fields.into_iter();
+    Value::Object(
+        fields
+            .map(|(key, value)| (key, folded_flat(value)))
+            .collect(),
+    )
+}
+
+/// `A.member.1=x` becomes `{"A": ["x"]}` and `A.entry.1.Name=k` with `A.entry.1.Value.B=x` becomes
+/// `{"A": {"k": {"B": "x"}}}`.
 fn folded(value: Value) -> Value {
     let Value::Object(mut fields) = value else {
         return value;
@@ -363,10 +400,18 @@ pub(crate) fn reply(
             let body = format!(
                 "<{operation}Response xmlns=\"{namespace}\"><{operation}Result>{}</{operation}Result>\
                  <ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{operation}Response>",
-                xml_fields(&output.members())
+                xml_fields(&output.members(), &QUERY)
             );
             xml_reply(200, body, request_id)
         }
+        (Protocol::Ec2Query { namespace, .. }, Ok(output)) => {
+            let body = format!(
+                "{XML_HEAD}\n<{operation}Response xmlns=\"{namespace}\">\n<requestId>{request_id}</requestId>{}\n</{operation}Response>",
+                xml_fields(&output.members(), &EC2)
+            );
+            xml_reply(200, body, request_id)
+        }
+        (Protocol::Ec2Query { .. }, Err(failure)) => ec2_failure(&failure, request_id),
         (Protocol::Query { namespace, .. }, Err(failure)) => {
             query_failure(&failure, namespace, request_id)
         }
@@ -440,6 +485,16 @@ fn query_failure(failure: &Failure, namespace: &str, request_id: &str) -> Reply 
     xml_reply(failure.status, body, request_id)
 }
 
+fn ec2_failure(failure: &Failure, request_id: &str) -> Reply {
+    let body = format!(
+        "{XML_HEAD}\n<Response><Errors><Error><Code>{}</Code><Message>{}</Message></Error></Errors>\
+         <RequestID>{request_id}</RequestID></Response>",
+        escaped(&failure.code),
+        escaped(&failure.message)
+    );
+    xml_reply(failure.status, body, request_id)
+}
+
 fn xml_reply(status: u16, body: String, request_id: &str) -> Reply {
     let headers = [
         ("content-type".to_owned(), "text/xml".to_owned()),
@@ -453,23 +508,43 @@ fn xml_reply(status: u16, body: String, request_id: &str) -> Reply {
     }
 }
 
-fn xml(value: &Value) -> String {
+/// How a protocol writes XML.
+struct Dialect {
+    /// The element of a list's item.
+    item: &'static str,
+    /// What stands before each element: EC2 breaks lines.
+    before: &'static str,
+}
+
+const QUERY: Dialect = Dialect {
+    item: "member",
+    before: "",
+};
+const EC2: Dialect = Dialect {
+    item: "item",
+    before: "\n",
+};
+const XML_HEAD: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
+
+fn xml(value: &Value, dialect: &Dialect) -> String {
+    let Dialect { item: word, before } = dialect;
     match value {
         Value::Null => String::new(),
         Value::String(text) => escaped(text),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
         Value::Array(items) => items.iter().fold(String::new(), |mut text, item| {
-            let _ = write!(text, "<member>{}</member>", xml(item));
+            let _ = write!(text, "{before}<{word}>{}</{word}>", xml(item, dialect));
             text
         }),
-        Value::Object(fields) => xml_fields(fields),
+        Value::Object(fields) => xml_fields(fields, dialect),
     }
 }
 
-fn xml_fields(fields: &Map<String, Value>) -> String {
+fn xml_fields(fields: &Map<String, Value>, dialect: &Dialect) -> String {
+    let before = dialect.before;
     let told = fields.iter().filter(|(_, value)| !value.is_null());
     told.fold(String::new(), |mut text, (key, value)| {
-        let _ = write!(text, "<{key}>{}</{key}>", xml(value));
+        let _ = write!(text, "{before}<{key}>{}</{key}>", xml(value, dialect));
         text
     })
 }
