@@ -12,6 +12,7 @@ use aws_sdk_ssm::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_ssm::config::timeout::TimeoutConfig;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 
+use crate::ec2;
 use crate::ids::Region;
 use crate::pace::Paced;
 use crate::problem::{CallError, Code};
@@ -49,6 +50,8 @@ pub struct RegionClients {
     pub autoscaling: aws_sdk_autoscaling::Client,
     /// Systems Manager, whose calls take turns.
     pub ssm: Paced<aws_sdk_ssm::Client>,
+    /// EC2, of which one operation is asked.
+    pub ec2: ec2::Client,
     /// SNS.
     pub sns: aws_sdk_sns::Client,
 }
@@ -112,6 +115,7 @@ impl Clients {
             codedeploy: client!(aws_sdk_codedeploy),
             autoscaling: client!(aws_sdk_autoscaling),
             ssm: Paced::new(client!(aws_sdk_ssm)),
+            ec2: ec2::Client::new(&config, region, without_budget()),
             sns: client!(aws_sdk_sns),
         }
     }

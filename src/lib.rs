@@ -23,6 +23,7 @@
 //! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each exit code which outcome it makes, how bad that is, and whether it counts as a failure that stops the sending. |
 //! | [`settings`] | What operators set. |
 //! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
+//! | [`ec2`] | The one operation of EC2, without the SDK's client for all of them. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
 //! An event has Lambda's 15 minutes. Finding the deployments may take 60 s; together with finding the instances 90 s, not
@@ -53,6 +54,7 @@ pub mod clock;
 pub mod decision;
 pub mod deployments;
 pub mod document;
+pub mod ec2;
 pub mod flights;
 pub mod ids;
 pub mod inventory;

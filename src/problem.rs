@@ -112,13 +112,14 @@ impl Code {
     /// answer that is late. All else needs a person.
     pub fn time_may_cure(&self) -> bool {
         /// Codes with which AWS answers a fault of its own (each service's "Common errors").
-        const FAULTS: [&str; 6] = [
+        const FAULTS: [&str; 7] = [
             "InternalFailure",
             "InternalServerError",
             "InternalError",
             "InternalServiceError",
             "ServiceUnavailable",
             "ServiceUnavailableException",
+            "Unavailable",
         ];
         match self {
             Self::Aws(code) => self.is_throttling() || FAULTS.contains(&code.as_str()),

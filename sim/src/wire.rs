@@ -52,7 +52,10 @@ impl Failure {
 fn usual_status(code: &str) -> u16 {
     match code {
         "InternalServerError" | "InternalFailure" | "InternalError" | "ResourceContention" => 500,
-        "ServiceUnavailable" | "ServiceUnavailableException" | "RequestLimitExceeded" => 503,
+        "ServiceUnavailable"
+        | "ServiceUnavailableException"
+        | "Unavailable"
+        | "RequestLimitExceeded" => 503,
         "AccessDenied"
         | "UnauthorizedOperation"
         | "AuthorizationError"

@@ -9,6 +9,7 @@
 //! | `window`, `refusals`, `groups` | How many at a time; what is refused; several groups of one event. |
 //! | `polling`, `waves`, `outcomes` | How commands are watched, also in waves, and what their ends mean. |
 //! | `time`, `problems`, `repeats` | Deadlines, calls that fail, what arrives twice. |
+//! | `ec2` | What EC2 says of those who cannot be reached. |
 //! | `calls`, `messages` | The calls that are made, and the views of the report. |
 
 mod support;
@@ -16,6 +17,7 @@ mod support;
 mod calls;
 mod decisions;
 mod deployments;
+mod ec2;
 mod groups;
 mod messages;
 mod outcomes;
