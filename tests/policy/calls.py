@@ -19,6 +19,7 @@ WITHOUT_RESOURCE = {
     "autoscaling:DescribeAutoScalingInstances",
     "codedeploy:BatchGetDeploymentTargets",
     "codedeploy:ListDeploymentTargets",
+    "ec2:DescribeInstances",
     "ssm:DescribeInstanceInformation",
     "ssm:ListCommandInvocations",
 }

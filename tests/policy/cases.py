@@ -170,6 +170,7 @@ def neighbours(requests, changes):
 
 
 AUTO_SCALING_GROUP = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:11111111-2222-3333-4444-555555555555:autoScalingGroupName/web"
+INSTANCE = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-00000000000000009"
 
 # The neighbours of the calls that the stories make.
 CHANGES = {
@@ -220,6 +221,13 @@ CHANGES = {
         action("autoscaling:DescribeScalingActivities"),
         action("autoscaling:DetachInstances", instead=AUTO_SCALING_GROUP),
         action("autoscaling:CompleteLifecycleAction", instead=AUTO_SCALING_GROUP),
+    ],
+    "ec2:DescribeInstances": [
+        action("ec2:DescribeTags"),
+        action("ec2:DescribeVolumes"),
+        action("ec2:TerminateInstances", instead=INSTANCE),
+        action("ec2:StopInstances", instead=INSTANCE),
+        action("ec2:RebootInstances", instead=INSTANCE),
     ],
     "codedeploy:ListDeploymentTargets": [action("codedeploy:StopDeployment"), action("codedeploy:ContinueDeployment")],
     "codedeploy:BatchGetDeploymentTargets": [action("codedeploy:StopDeployment"), action("codedeploy:PutLifecycleEventHookExecutionStatus")],

@@ -263,6 +263,7 @@ BROADER = [
     Fault("the key for the logs of any region", logs_condition(in_account("logs:*", "log-group:*")), "log group's region", "own key"),
     Fault("the key for what is no log", logs_condition(in_account(f"logs:{REGION}", "*")), "something that is no log group", "own key"),
     Fault("every reading of Auto Scaling", role("ReadMembersAndTheirLifecycle", Action="autoscaling:Describe*"), "action: autoscaling:DescribeTags"),
+    Fault("every reading of EC2", role("ReadStatesOfInstances", Action="ec2:Describe*"), "action: ec2:DescribeTags"),
 ]
 
 # ---- faults in what the stories did ----------------------------------------------------------------------------------
