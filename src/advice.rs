@@ -17,7 +17,7 @@ pub fn on_outcome(cause: Cause) -> &'static str {
     match cause {
         Cause::Reported(verdict) => on_verdict(verdict),
         Cause::NoProof => {
-            "check that DOCUMENT_NAME is the restart document of this version, and the command's output"
+            "check that the document is this version's restart document for its platform, and the command's output"
         }
         Cause::Skipped => "nothing",
         Cause::DeploymentRuns => {
@@ -37,6 +37,11 @@ pub fn on_outcome(cause: Cause) -> &'static str {
         }
         Cause::Cancelled => "find out who cancelled it, then repeat by hand",
         Cause::UnknownLifecycle => "wait until it is InService, then repeat by hand",
+        Cause::UnknownPlatform => "restart the agent there yourself",
+        Cause::NoDocument => {
+            "update the stack, or set DOCUMENT_NAME and WINDOWS_DOCUMENT_NAME to documents that are in the \
+             instance's region; then repeat by hand"
+        }
         Cause::TooManyErrors => "mend those that failed, then repeat by hand",
         Cause::NoTime => "repeat by hand",
         Cause::FailedCall => "do what the problem says, then repeat by hand",
@@ -105,6 +110,10 @@ fn on_call(code: &Code, aws: &str, call: &Call) -> String {
         "InvalidDocument" | "InvalidDocumentVersion" => {
             format!("create the restart document in that region under the name {resource}")
         }
+        "UnsupportedPlatformType" => format!(
+            "let DOCUMENT_NAME name the restart document for Linux, and WINDOWS_DOCUMENT_NAME the one for Windows: \
+             {resource} is not what its setting says"
+        ),
         "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredTokenException" => {
             "check the function's credentials and that the region is enabled".to_owned()
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::clock::Timestamp;
 use crate::ids::InstanceId;
 use crate::outcome::Cause;
+use crate::platform::{Platform, PlatformType};
 use crate::text::quoted;
 
 /// What CodeDeploy deploys to.
@@ -68,6 +69,8 @@ pub struct Node {
     pub last_ping: Option<Timestamp>,
     /// Its name, if it has one.
     pub name: Option<String>,
+    /// What it runs.
+    pub platform: PlatformType,
 }
 
 impl Node {
@@ -75,11 +78,12 @@ impl Node {
     pub const ONLINE: &'static str = "Online";
 
     /// One of which nothing else is known.
-    pub fn online() -> Self {
+    pub fn online(platform: Platform) -> Self {
         Self {
             ping: Self::ONLINE.to_owned(),
             last_ping: None,
             name: None,
+            platform: PlatformType::Ours(platform),
         }
     }
 }
@@ -93,13 +97,15 @@ pub struct Circumstances {
     pub tag_filters: bool,
     /// Asked for by hand, more than a day after the deployment ended.
     pub old_deployment: bool,
+    /// Those that a restart document is set for.
+    pub platforms: Vec<Platform>,
 }
 
 /// What to do with a candidate, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Its agent is to be restarted.
-    Restart(String),
+    /// Its agent is to be restarted, by the document of its platform.
+    Restart(Platform, String),
     /// Systems Manager shows it as offline: to be asked once more, as late as it makes sense.
     AskAgain(String),
     /// It is accounted for without a restart.
@@ -110,7 +116,7 @@ impl Decision {
     /// The word in a plan: `restart`, or the outcome.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Restart(_) => "restart",
+            Self::Restart(..) => "restart",
             Self::AskAgain(_) => Cause::Unreachable.kind().word(),
             Self::Leave(cause, _) => cause.kind().word(),
         }
@@ -119,7 +125,7 @@ impl Decision {
     /// Why.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Restart(reason) | Self::AskAgain(reason) | Self::Leave(_, reason) => reason,
+            Self::Restart(_, reason) | Self::AskAgain(reason) | Self::Leave(_, reason) => reason,
         }
     }
 }
@@ -232,13 +238,39 @@ pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> 
             Some(_) => Leave(Cause::Unreachable, reason),
         };
     }
+    let platform = match with_document(&node.platform, group) {
+        Ok(platform) => platform,
+        Err((cause, reason)) => return Leave(cause, reason),
+    };
     match (&group.running, &candidate.lifecycle) {
         (Some(id), _) => Leave(
             Cause::DeploymentRuns,
             format!("deployment {id} of the group is running"),
         ),
-        (None, Some(lifecycle)) => Restart(format!("{lifecycle}, online")),
-        (None, None) => Restart("online".to_owned()),
+        (None, Some(lifecycle)) => Restart(platform, format!("{lifecycle}, online")),
+        (None, None) => Restart(platform, "online".to_owned()),
+    }
+}
+
+/// The platform, if there is a document for it; else why nothing is sent there, which time does not cure.
+fn with_document(
+    platform: &PlatformType,
+    group: &Circumstances,
+) -> Result<Platform, (Cause, String)> {
+    match platform {
+        PlatformType::Ours(platform) if group.platforms.contains(platform) => Ok(*platform),
+        PlatformType::Ours(platform) => Err((
+            Cause::NoDocument,
+            format!("platform {platform}: no restart document is set for it"),
+        )),
+        PlatformType::Other(name) => Err((
+            Cause::UnknownPlatform,
+            format!("platform {name}: there is no restart document for it"),
+        )),
+        PlatformType::Untold => Err((
+            Cause::UnknownPlatform,
+            "Systems Manager does not say which platform it is".to_owned(),
+        )),
     }
 }
 

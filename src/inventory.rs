@@ -17,6 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{Candidate, Circumstances, Decision, Lifecycle, Node, Target, decide};
 use crate::deployments::{Deployment, Group};
 use crate::ids::{GroupName, InstanceId};
+use crate::platform::{Platform, PlatformType};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::text::{harmless, plain};
 
@@ -68,6 +69,7 @@ pub async fn find(
     client: &RegionClients,
     group: &Group,
     running: Option<String>,
+    platforms: Vec<Platform>,
     clock: &Clock,
 ) -> Result<Fleet, CallError> {
     let info = get_group(client, &group.name).await?;
@@ -107,6 +109,7 @@ pub async fn find(
                 .filter_map(|d| d.completed_at)
                 .max()
                 .is_some_and(|ended| clock.now().seconds_since(ended) > OLD_DEPLOYMENT),
+        platforms,
     };
     let mut problems = Problems::default();
     problems.extend(missing_groups(&group.name, &members.missing));
@@ -137,8 +140,8 @@ pub async fn find(
 /// What is to be asked again about instances that were decided to be restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Their lifecycle: they count as online still.
-    Lifecycle,
+    /// Their lifecycle: they count as online still, and are all of this platform.
+    Lifecycle(Platform),
     /// Their lifecycle, and whether Systems Manager reaches them.
     LifecycleAndInventory,
 }
@@ -160,7 +163,10 @@ pub async fn decide_again(
     let read_at = answered.map_or(asked_at, |answered| answered.max(asked_at));
     let mut nodes = match question {
         Question::LifecycleAndInventory => describe_nodes(client, ids).await?,
-        Question::Lifecycle => ids.iter().map(|id| (id.clone(), Node::online())).collect(),
+        Question::Lifecycle(platform) => ids
+            .iter()
+            .map(|id| (id.clone(), Node::online(platform)))
+            .collect(),
     };
     let decisions = ids
         .iter()
@@ -415,6 +421,7 @@ fn read_node(info: &InstanceInformation) -> Node {
         ),
         last_ping: info.last_ping_date_time().map(Timestamp::rounded_up),
         name: text(info.name()).or_else(|| text(info.computer_name())),
+        platform: PlatformType::read(info.platform_type()),
     }
 }
 

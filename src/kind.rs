@@ -27,7 +27,7 @@ worded! {
         TimedOut = "timed-out",
         /// Somebody cancelled the command.
         Cancelled = "cancelled",
-        /// Not sent to: the brake, the time limit, a failed call, or a lifecycle state that is unknown.
+        /// Not sent to: the brake, the time limit, a failed call, an unknown lifecycle state, or no document for its platform.
         HeldBack = "held-back",
         /// Sent, but without a result when the function had to report.
         Unfinished = "unfinished",

@@ -65,6 +65,7 @@ pub mod notify;
 pub mod outcome;
 pub mod pace;
 pub mod pipeline;
+pub mod platform;
 pub mod problem;
 pub mod quiet;
 pub mod report;
@@ -82,7 +83,7 @@ use deployments::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
 use report::{GroupReport, Report};
-use settings::Settings;
+use settings::{Documents, Settings};
 use trigger::{EventError, Home, Order, Trigger};
 
 /// Finding the deployments and then the instances may take this long together, retries included …
@@ -236,7 +237,8 @@ impl Restarter {
     ) -> GroupReport {
         let begun = clock.elapsed();
         let client = self.clients.in_region(&group.name.region);
-        let fleet = match find_fleet(&client, &group, clock, left, way).await {
+        let documents = &self.settings.documents;
+        let fleet = match find_fleet(&client, &group, documents, clock, left, way).await {
             Ok(fleet) => fleet,
             Err(problem) => {
                 return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
@@ -305,6 +307,7 @@ enum Way {
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
+    documents: &Documents,
     clock: &Clock,
     left: Duration,
     way: Way,
@@ -315,7 +318,8 @@ async fn find_fleet(
         Way::Plan => quiet::running_deployment(client, &group.name, clock, false).await?,
     };
     let by = (Instant::now() + left).min(clock.until());
-    match timeout_at(by, inventory::find(client, group, running, clock)).await {
+    let found = inventory::find(client, group, running, documents.platforms(), clock);
+    match timeout_at(by, found).await {
         Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
         Err(_) if way == Way::TooLate && Instant::now() >= clock.until() => Err(Problem::new(
             Step::Fleet,
@@ -344,7 +348,7 @@ fn log(report: &Report) {
                 detail = reason,
                 "{target}: {decision}"
             ),
-            (Decision::Restart(_) | Decision::AskAgain(_), false) => {}
+            (Decision::Restart(..) | Decision::AskAgain(_), false) => {}
         }
     }
     for problem in report.problems() {

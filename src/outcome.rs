@@ -34,6 +34,10 @@ pub enum Cause {
     Cancelled,
     /// Its lifecycle state is newer than this function.
     UnknownLifecycle,
+    /// There is no restart document for its platform, or Systems Manager does not say which that is.
+    UnknownPlatform,
+    /// The restart document of its platform is not set, or not there.
+    NoDocument,
     /// More restarts failed than `MAX_ERRORS` allows.
     TooManyErrors,
     /// The function's own time was over.
@@ -56,9 +60,12 @@ impl Cause {
             Self::Undelivered => Kind::Undelivered,
             Self::TimedOut => Kind::TimedOut,
             Self::Cancelled => Kind::Cancelled,
-            Self::UnknownLifecycle | Self::TooManyErrors | Self::NoTime | Self::FailedCall => {
-                Kind::HeldBack
-            }
+            Self::UnknownLifecycle
+            | Self::UnknownPlatform
+            | Self::NoDocument
+            | Self::TooManyErrors
+            | Self::NoTime
+            | Self::FailedCall => Kind::HeldBack,
             Self::NoResult => Kind::Unfinished,
         }
     }
@@ -76,6 +83,8 @@ impl Cause {
             | Self::TimedOut
             | Self::Cancelled
             | Self::UnknownLifecycle
+            | Self::UnknownPlatform
+            | Self::NoDocument
             | Self::TooManyErrors
             | Self::NoTime
             | Self::FailedCall
@@ -95,6 +104,8 @@ impl Cause {
             | Self::Undelivered
             | Self::Cancelled
             | Self::UnknownLifecycle
+            | Self::UnknownPlatform
+            | Self::NoDocument
             | Self::TooManyErrors
             | Self::NoTime
             | Self::FailedCall
@@ -308,6 +319,8 @@ mod tests {
             Cause::TimedOut,
             Cause::Cancelled,
             Cause::UnknownLifecycle,
+            Cause::UnknownPlatform,
+            Cause::NoDocument,
             Cause::TooManyErrors,
             Cause::NoTime,
             Cause::FailedCall,

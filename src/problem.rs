@@ -103,6 +103,16 @@ impl Code {
         matches!(self, Self::Aws(code) if code == "InvalidInstanceId")
     }
 
+    /// Whether Systems Manager cannot send the document that a call names: those of another platform have another.
+    pub fn refuses_the_document(&self) -> bool {
+        const REFUSALS: [&str; 3] = [
+            "InvalidDocument",
+            "InvalidDocumentVersion",
+            "UnsupportedPlatformType",
+        ];
+        matches!(self, Self::Aws(code) if REFUSALS.contains(&code.as_str()))
+    }
+
     /// Whether the account's rate of calls is used up.
     pub fn is_throttling(&self) -> bool {
         matches!(self, Self::Aws(code) if code.contains("Throttl") || code == "RequestLimitExceeded")

@@ -115,8 +115,8 @@ impl GroupReport {
                     (Decision::AskAgain(reason), None) => {
                         Some(Outcome::of(Cause::Unreachable, reason))
                     }
-                    (Decision::Restart(_), None) if planned => None,
-                    (Decision::Restart(_), None) => Some(Outcome::of(Cause::NoTime, "not sent")),
+                    (Decision::Restart(..), None) if planned => None,
+                    (Decision::Restart(..), None) => Some(Outcome::of(Cause::NoTime, "not sent")),
                 };
                 let entry = Entry {
                     name: instance.name,

@@ -17,6 +17,7 @@ use crate::document::{DELIVERY_SECONDS, Parameters};
 use crate::ids::InstanceId;
 use crate::inventory::{Fleet, Question, decide_again};
 use crate::outcome::{Progress, of_invocation};
+use crate::platform::Platform;
 use crate::problem::CallError;
 use crate::settings::Settings;
 use crate::window::{Carried, Limits, Next, Plan, Results, Why, Window};
@@ -57,7 +58,7 @@ pub async fn restart(
     let mut window = Window::new(plan, limits, Carried::default(), Instant::now());
     loop {
         match window.next(Instant::now()) {
-            Next::Send(ids) => run.send(&mut window, ids).await,
+            Next::Send(platform, ids) => run.send(&mut window, platform, ids).await,
             Next::Ask(ids, why) => run.ask(&mut window, &ids, why).await,
             Next::Wait(until) => {
                 sleep_until(until).await;
@@ -70,13 +71,15 @@ pub async fn restart(
 
 fn plan(fleet: &Fleet) -> Plan {
     let mut plan = Plan {
-        restart: Vec::new(),
+        restart: Default::default(),
         offline: Default::default(),
         read_at: fleet.read_at,
     };
     for (target, instance) in &fleet.instances {
         match (target.instance(), &instance.decision) {
-            (Some(id), Decision::Restart(_)) => plan.restart.push(id.clone()),
+            (Some(id), Decision::Restart(platform, _)) => {
+                plan.restart.insert((*platform, id.clone()));
+            }
             (Some(id), Decision::AskAgain(reason)) => {
                 plan.offline.insert(id.clone(), reason.clone());
             }
@@ -114,14 +117,16 @@ fn limits(settings: &Settings, clock: &Clock, fleet: usize) -> Limits {
 impl Run<'_> {
     /// Sends one command, unless it has become too late, or too long ago that the instances were decided about, when
     /// its turn comes.
-    async fn send(&self, window: &mut Window, ids: Vec<InstanceId>) {
+    async fn send(&self, window: &mut Window, platform: Platform, ids: Vec<InstanceId>) {
         let Ok(turn) = timeout_at(self.limits.last_send, self.client.ssm.turn()).await else {
             return;
         };
-        if window.next(Instant::now()) != Next::Send(ids.clone()) {
+        if window.next(Instant::now()) != Next::Send(platform, ids.clone()) {
             return;
         }
-        let document = &self.settings.document_name;
+        let Some(document) = self.settings.documents.of(platform) else {
+            return window.no_document(platform, "no restart document is set for it");
+        };
         let comment = format!("codedeploy-agent-restarter: {}", self.group.name);
         let mut call = turn
             .send_command()
@@ -170,7 +175,7 @@ impl Run<'_> {
     /// commands meanwhile.
     async fn ask(&self, window: &mut Window, ids: &[InstanceId], why: Why) {
         let question = match why {
-            Why::Stale => Question::Lifecycle,
+            Why::Stale(platform) => Question::Lifecycle(platform),
             Why::Refused | Why::Offline => Question::LifecycleAndInventory,
         };
         let again = decide_again(self.client, ids, &self.fleet.circumstances, question);

@@ -1,6 +1,7 @@
 //! The function's settings: environment variables, read once, every problem told at once.
 
 use crate::ids::{AccountId, Arn, Region};
+use crate::platform::Platform;
 use crate::text::quoted;
 
 /// What an operator can set. The defaults stand beside each variable in [`Settings::read`].
@@ -8,8 +9,8 @@ use crate::text::quoted;
 pub struct Settings {
     /// The SNS topic that is told about failures.
     pub topic: Topic,
-    /// Name or ARN of the Run Command document that restarts the agent.
-    pub document_name: String,
+    /// The Run Command documents that restart the agent.
+    pub documents: Documents,
     /// When a message is sent.
     pub notify_on: NotifyOn,
     /// Instances of one deployment group that may be restarting at the same time.
@@ -22,6 +23,32 @@ pub struct Settings {
     pub min_memory_mib: u32,
     /// Plan only: send nothing, publish nothing.
     pub dry_run: bool,
+}
+
+/// The Run Command documents that restart the agent, each a name or an ARN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Documents {
+    /// The one for Linux.
+    pub linux: String,
+    /// The one for Windows, if Windows is to be restarted.
+    pub windows: Option<String>,
+}
+
+impl Documents {
+    /// The platform's document.
+    pub fn of(&self, platform: Platform) -> Option<&str> {
+        match platform {
+            Platform::Linux => Some(&self.linux),
+            Platform::Windows => self.windows.as_deref(),
+        }
+    }
+
+    /// The platforms that have one.
+    pub fn platforms(&self) -> Vec<Platform> {
+        let mut platforms = vec![Platform::Linux, Platform::Windows];
+        platforms.retain(|platform| self.of(*platform).is_some());
+        platforms
+    }
 }
 
 /// A standard SNS topic.
@@ -82,7 +109,12 @@ const TOPIC_ARN: Setting = Setting {
 const DOCUMENT_NAME: Setting = Setting {
     variable: "DOCUMENT_NAME",
     default: None,
-    accepted: "the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /",
+    accepted: "the name or ARN of the restart document for Linux, 3 to 128 of a-z A-Z 0-9 _ - . : /",
+};
+const WINDOWS_DOCUMENT_NAME: Setting = Setting {
+    variable: "WINDOWS_DOCUMENT_NAME",
+    default: Some(""),
+    accepted: "the name or ARN of the restart document for Windows, 3 to 128 of a-z A-Z 0-9 _ - . : /",
 };
 const NOTIFY_ON: Setting = Setting {
     variable: "NOTIFY_ON",
@@ -127,9 +159,10 @@ pub struct SettingProblem {
 
 impl Settings {
     /// Every variable that [`read`](Self::read) reads, in order.
-    pub const ALL: [Setting; 8] = [
+    pub const ALL: [Setting; 9] = [
         TOPIC_ARN,
         DOCUMENT_NAME,
+        WINDOWS_DOCUMENT_NAME,
         NOTIFY_ON,
         MAX_CONCURRENCY,
         MAX_ERRORS,
@@ -151,7 +184,11 @@ impl Settings {
             problems: Vec::new(),
         };
         let topic = reader.read(TOPIC_ARN, parse_topic);
-        let document_name = reader.read(DOCUMENT_NAME, parse_document_name);
+        let linux = reader.read(DOCUMENT_NAME, parse_document_name);
+        let windows = reader.read(WINDOWS_DOCUMENT_NAME, |text| match text {
+            "" => Some(None),
+            name => parse_document_name(name).map(Some),
+        });
         let notify_on = reader.read(NOTIFY_ON, parse_notify_on);
         let max_concurrency = reader.read(MAX_CONCURRENCY, |text| parse_rate(text, 1));
         let max_errors = reader.read(MAX_ERRORS, |text| parse_rate(text, 0));
@@ -162,7 +199,10 @@ impl Settings {
         let settings = || {
             Some(Self {
                 topic: topic?,
-                document_name: document_name?,
+                documents: Documents {
+                    linux: linux?,
+                    windows: windows?,
+                },
                 notify_on: notify_on?,
                 max_concurrency: max_concurrency?,
                 max_errors: max_errors?,
@@ -280,6 +320,7 @@ mod tests {
     #[test]
     fn two_settings_are_enough() {
         let settings = read(&[("TOPIC_ARN", TOPIC), ("DOCUMENT_NAME", "restart-agent")]).unwrap();
+        assert_eq!(settings.documents.platforms(), [Platform::Linux]);
         assert_eq!(settings.max_concurrency, Rate::Percent(50));
         assert_eq!(settings.max_errors, Rate::Percent(10));
         assert_eq!(settings.busy_wait_seconds, 120);
@@ -294,6 +335,7 @@ mod tests {
                 "TOPIC_ARN",
                 "arn:aws:sns:eu-west-1:123456789012:orders.fifo",
             ),
+            ("WINDOWS_DOCUMENT_NAME", "a b"),
             ("NOTIFY_ON", "never"),
             ("MAX_CONCURRENCY", "0"),
             ("MAX_ERRORS", "101%"),
@@ -305,7 +347,8 @@ mod tests {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         insta::assert_snapshot!(lines.join("\n"), @r#"
         TOPIC_ARN: "arn:aws:sns:eu-west-1:123456789012:orders.fifo" is not accepted; accepted: the ARN of a standard SNS topic, such as arn:aws:sns:eu-west-1:123456789012:my-topic
-        DOCUMENT_NAME: is not set; accepted: the name or ARN of the restart document, 3 to 128 of a-z A-Z 0-9 _ - . : /
+        DOCUMENT_NAME: is not set; accepted: the name or ARN of the restart document for Linux, 3 to 128 of a-z A-Z 0-9 _ - . : /
+        WINDOWS_DOCUMENT_NAME: "a b" is not accepted; accepted: the name or ARN of the restart document for Windows, 3 to 128 of a-z A-Z 0-9 _ - . : /
         NOTIFY_ON: "never" is not accepted; accepted: attention or always
         MAX_CONCURRENCY: "0" is not accepted; accepted: a number from 1, or 1% to 100%
         MAX_ERRORS: "101%" is not accepted; accepted: a number from 0, or 0% to 100%

@@ -10,6 +10,7 @@ use crate::decision::Decision;
 use crate::flights::Flights;
 use crate::ids::InstanceId;
 use crate::outcome::{Cause, Outcome, Progress};
+use crate::platform::Platform;
 use crate::problem::{CallError, Problem, Problems, Step};
 
 /// Instance ids in one `SendCommand`
@@ -49,8 +50,8 @@ pub struct Carried {
 /// Those that are to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// To be sent to, ascending.
-    pub restart: Vec<InstanceId>,
+    /// To be sent to: one platform after the other, which makes the fewest commands.
+    pub restart: BTreeSet<(Platform, InstanceId)>,
     /// Offline, with the reason: asked for once more when nothing else is open, or at the last moment.
     pub offline: BTreeMap<InstanceId, String>,
     /// When their lifecycle states were read.
@@ -60,8 +61,8 @@ pub struct Plan {
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Send one command to these.
-    Send(Vec<InstanceId>),
+    /// Send one command, of this platform's document, to these.
+    Send(Platform, Vec<InstanceId>),
     /// Decide again about these.
     Ask(Vec<InstanceId>, Why),
     /// Wait until then, and look at the open commands.
@@ -73,8 +74,8 @@ pub enum Next {
 /// Why instances are decided about again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// Their lifecycle states were read a while ago.
-    Stale,
+    /// Their lifecycle states were read a while ago. They are all of this platform.
+    Stale(Platform),
     /// Systems Manager refused a command to them: one of them may have gone.
     Refused,
     /// They were offline.
@@ -95,8 +96,8 @@ pub struct Results {
 pub struct Window {
     limits: Limits,
     failures: usize,
-    /// Not sent yet, ascending.
-    queue: VecDeque<InstanceId>,
+    /// Not sent yet.
+    queue: BTreeSet<(Platform, InstanceId)>,
     /// The next commands.
     chunks: VecDeque<Chunk>,
     offline: BTreeMap<InstanceId, String>,
@@ -120,8 +121,9 @@ pub struct Window {
 }
 
 /// Instances that one command is to go to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Chunk {
+    platform: Platform,
     ids: Vec<InstanceId>,
     /// When the lifecycle states of these were read.
     read_at: Instant,
@@ -143,7 +145,7 @@ impl Window {
             flights,
             limits,
             failures: carried.failures,
-            queue: plan.restart.into(),
+            queue: plan.restart,
             chunks: VecDeque::new(),
             offline: plan.offline,
             read_at: plan.read_at,
@@ -169,10 +171,11 @@ impl Window {
         }
         if let Some(chunk) = self.chunks.front() {
             let ids = chunk.ids.clone();
+            let stale = now - chunk.read_at > LIFECYCLE_AGE;
             return match &chunk.refused {
                 Some(_) => Next::Ask(ids, Why::Refused),
-                None if now - chunk.read_at > LIFECYCLE_AGE => Next::Ask(ids, Why::Stale),
-                None => Next::Send(ids),
+                None if stale => Next::Ask(ids, Why::Stale(chunk.platform)),
+                None => Next::Send(chunk.platform, ids),
             };
         }
         if self.queue.is_empty() {
@@ -232,9 +235,14 @@ impl Window {
                     self.chunks.push_front(chunk);
                 }
             }
+        } else if error.code.refuses_the_document() {
+            self.note(Step::Send, &error);
+            let platform = chunk.platform;
+            self.chunks.push_front(chunk);
+            self.no_document(platform, &reason(&error));
         } else {
             self.note(Step::Send, &error);
-            let stop = failed_call(&format!("{}: {}", error.code.word(), error.message));
+            let stop = failed_call(&reason(&error));
             let outcome = match error.code.may_have_arrived() {
                 true => Outcome::of(
                     Cause::FailedCall,
@@ -250,16 +258,25 @@ impl Window {
         }
     }
 
+    /// Nothing can be sent to this platform; the other one goes on.
+    pub fn no_document(&mut self, platform: Platform, reason: &str) {
+        let outcome = Outcome::of(Cause::NoDocument, format!("not sent: {reason}"));
+        self.settle_unsent(|of| of == platform, &outcome);
+    }
+
     /// The answer to the last [`Next::Ask`], from lifecycle states that were read at that moment.
     pub fn decided(&mut self, why: Why, decisions: BTreeMap<InstanceId, Decision>, at: Instant) {
         let offline = match why {
             Why::Offline => std::mem::take(&mut self.offline),
-            Why::Stale | Why::Refused => BTreeMap::new(),
+            Why::Stale(_) | Why::Refused => BTreeMap::new(),
         };
+        let platform = self.chunks.front().map(|chunk| chunk.platform);
         let mut left = Vec::new();
         for (id, decision) in decisions {
             match decision {
-                Decision::Restart(_) => left.push(id),
+                Decision::Restart(of, _) if Some(of) == platform => left.push(id),
+                // Back again; or another platform than it was.
+                Decision::Restart(of, _) => _ = self.queue.insert((of, id)),
                 // One more chance, once.
                 Decision::AskAgain(reason) if !offline.contains_key(&id) => {
                     self.offline.insert(id, reason);
@@ -272,7 +289,6 @@ impl Window {
         }
         if why == Why::Offline {
             self.read_at = at;
-            self.queue.extend(left);
             return;
         }
         let Some(chunk) = self.chunks.pop_front() else {
@@ -280,6 +296,7 @@ impl Window {
         };
         let all_stay = left.len() == chunk.ids.len();
         let again = Chunk {
+            platform: chunk.platform,
             ids: left,
             read_at: at,
             refused: None,
@@ -297,14 +314,10 @@ impl Window {
         match (why, error) {
             // Without an answer the first one stands.
             (Why::Offline, _) => self.give_up_offline(),
-            (Why::Stale | Why::Refused, None) => self.stop(&no_time()),
-            (Why::Stale | Why::Refused, Some(error)) => {
+            (Why::Stale(_) | Why::Refused, None) => self.stop(&no_time()),
+            (Why::Stale(_) | Why::Refused, Some(error)) => {
                 self.note(Step::Send, &error);
-                self.stop(&failed_call(&format!(
-                    "{}: {}",
-                    error.code.word(),
-                    error.message
-                )));
+                self.stop(&failed_call(&reason(&error)));
             }
         }
     }
@@ -369,9 +382,8 @@ impl Window {
                 "not sent: failed restarts: {}, MAX_ERRORS allows {}",
                 self.failures, self.limits.failures
             );
-            let queue = std::mem::take(&mut self.queue);
-            self.settle_all(queue, &Outcome::of(Cause::TooManyErrors, reason));
-            return;
+            let outcome = Outcome::of(Cause::TooManyErrors, reason);
+            return self.settle_unsent(|_| true, &outcome);
         }
         let in_flight = self.flights.count();
         let free = self.limits.at_once.saturating_sub(in_flight);
@@ -379,20 +391,26 @@ impl Window {
             return;
         }
         let count = free.min(self.queue.len());
-        let ids: Vec<InstanceId> = self.queue.drain(..count).collect();
-        self.chunks = ids
-            .chunks(IDS_PER_COMMAND)
-            .map(|ids| Chunk {
-                ids: ids.to_vec(),
-                read_at: self.read_at,
-                refused: None,
-                decided_again: false,
+        let next: Vec<_> = std::iter::from_fn(|| self.queue.pop_first())
+            .take(count)
+            .collect();
+        self.chunks = next
+            .chunk_by(|(one, _), (other, _)| one == other)
+            .flat_map(|of_one_platform| of_one_platform.chunks(IDS_PER_COMMAND))
+            .filter_map(|chunk| {
+                Some(Chunk {
+                    platform: chunk.first()?.0,
+                    ids: chunk.iter().map(|(_, id)| id.clone()).collect(),
+                    read_at: self.read_at,
+                    refused: None,
+                    decided_again: false,
+                })
             })
             .collect();
     }
 
     /// Halves a chunk that was refused; a single instance is the culprit.
-    fn halve(&mut self, chunk: Chunk, error: CallError) {
+    fn halve(&mut self, mut chunk: Chunk, error: CallError) {
         if let [id] = &chunk.ids[..] {
             let id = id.clone();
             match error.code.is_denied() {
@@ -401,30 +419,36 @@ impl Window {
             }
             return;
         }
-        let (left, right) = chunk.ids.split_at(chunk.ids.len() / 2);
-        for ids in [right, left] {
-            self.chunks.push_front(Chunk {
-                ids: ids.to_vec(),
-                read_at: chunk.read_at,
-                refused: None,
-                decided_again: chunk.decided_again,
-            });
-        }
+        let mut second = chunk.clone();
+        second.ids = chunk.ids.split_off(chunk.ids.len() / 2);
+        self.chunks.push_front(second);
+        self.chunks.push_front(chunk);
     }
 
     /// Nothing more is sent: everybody who has not been sent to has this outcome.
     fn stop(&mut self, outcome: &Outcome) {
         self.stopped = true;
-        let chunks = std::mem::take(&mut self.chunks);
-        self.settle_all(chunks.into_iter().flat_map(|chunk| chunk.ids), outcome);
-        let queue = std::mem::take(&mut self.queue);
-        self.settle_all(queue, outcome);
+        self.settle_unsent(|_| true, outcome);
     }
 
     fn give_up_offline(&mut self) {
         for (id, reason) in std::mem::take(&mut self.offline) {
             self.settle(id, Outcome::of(Cause::Unreachable, reason));
         }
+    }
+
+    /// Those of these platforms that have not been sent to have this outcome.
+    fn settle_unsent(&mut self, whose: impl Fn(Platform) -> bool, outcome: &Outcome) {
+        for chunk in std::mem::take(&mut self.chunks) {
+            match whose(chunk.platform) {
+                true => self.settle_all(chunk.ids, outcome),
+                false => self.chunks.push_back(chunk),
+            }
+        }
+        let queue = std::mem::take(&mut self.queue).into_iter();
+        let (theirs, others): (BTreeSet<_>, _) = queue.partition(|(of, _)| whose(*of));
+        self.queue = others;
+        self.settle_all(theirs.into_iter().map(|(_, id)| id), outcome);
     }
 
     fn settle_all(&mut self, ids: impl IntoIterator<Item = InstanceId>, outcome: &Outcome) {
@@ -465,11 +489,12 @@ fn refused(error: &CallError) -> Outcome {
         true => Cause::Denied,
         false => Cause::Unreachable,
     };
-    let (code, message) = (error.code.word(), &error.message);
-    Outcome::of(
-        cause,
-        format!("Systems Manager refuses it: {code}: {message}"),
-    )
+    let detail = format!("Systems Manager refuses it: {}", reason(error));
+    Outcome::of(cause, detail)
+}
+
+fn reason(error: &CallError) -> String {
+    format!("{}: {}", error.code.word(), error.message)
 }
 
 #[cfg(test)]
@@ -480,6 +505,7 @@ mod tests {
     use crate::problem::Code;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const STALE: Why = Why::Stale(Platform::Linux);
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn id(n: usize) -> InstanceId {
@@ -503,7 +529,10 @@ mod tests {
     ) -> (Window, Instant) {
         let now = Instant::now();
         let plan = Plan {
-            restart,
+            restart: restart
+                .into_iter()
+                .map(|id| (Platform::Linux, id))
+                .collect(),
             offline: BTreeMap::new(),
             read_at: now,
         };
@@ -514,6 +543,10 @@ mod tests {
             until: now + HOUR,
         };
         (Window::new(plan, limits, carried, now), now)
+    }
+
+    fn send(ids: Vec<InstanceId>) -> Next {
+        Next::Send(Platform::Linux, ids)
     }
 
     fn error(code: &str) -> CallError {
@@ -531,7 +564,7 @@ mod tests {
     }
 
     fn online(ids: &[InstanceId]) -> BTreeMap<InstanceId, Decision> {
-        let restart = || Decision::Restart("online".to_owned());
+        let restart = || Decision::Restart(Platform::Linux, "online".to_owned());
         ids.iter().map(|id| (id.clone(), restart())).collect()
     }
 
@@ -543,8 +576,8 @@ mod tests {
     #[test]
     fn asking_what_is_next_changes_nothing() {
         let (mut window, now) = window(3, 2, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=2)));
-        assert_eq!(window.next(now), Next::Send(ids(1..=2)));
+        assert_eq!(window.next(now), send(ids(1..=2)));
+        assert_eq!(window.next(now), send(ids(1..=2)));
         window.sent("a", now);
         assert_eq!(window.next(now), Next::Wait(now + TICK));
         assert_eq!(window.next(now), Next::Wait(now + TICK));
@@ -553,29 +586,50 @@ mod tests {
     #[test]
     fn the_window_is_refilled_when_a_quarter_of_it_is_free() {
         let (mut window, now) = window(16, 8, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=8)));
+        assert_eq!(window.next(now), send(ids(1..=8)));
         window.sent("a", now);
         window.seen("a", vec![ended(1, Verdict::Restarted)], now);
         assert_eq!(window.next(now), Next::Wait(now + TICK));
         window.seen("a", vec![ended(5, Verdict::Restarted)], now);
-        assert_eq!(window.next(now), Next::Send(ids(9..=10)));
+        assert_eq!(window.next(now), send(ids(9..=10)));
     }
 
     #[test]
     fn a_command_goes_to_fifty_at_most() {
         let (mut window, now) = window(120, 120, 0);
         for numbers in [1..=50, 51..=100, 101..=120] {
-            assert_eq!(window.next(now), Next::Send(ids(numbers)));
+            assert_eq!(window.next(now), send(ids(numbers)));
             window.sent("a", now);
         }
         assert_eq!(window.next(now), Next::Wait(now + TICK));
+    }
+
+    /// Such as after the exchange of its root volume.
+    #[test]
+    fn who_turns_out_to_be_of_another_platform_is_sent_that_one_s_document() {
+        let (mut window, now) = window(2, 2, 0);
+        let later = now + LIFECYCLE_AGE + SECOND;
+        assert_eq!(window.next(later), Next::Ask(ids(1..=2), STALE));
+        let mut decisions = online(&ids(1..=2));
+        let other = Decision::Restart(Platform::Windows, String::new());
+        decisions.insert(id(2), other.clone());
+        window.decided(STALE, decisions, later);
+        assert_eq!(window.next(later), send(ids(1..=1)));
+        window.sent("a", later);
+        window.seen("a", vec![ended(1, Verdict::Restarted)], later);
+        let stale = Next::Ask(ids(2..=2), Why::Stale(Platform::Windows));
+        assert_eq!(window.next(later), stale);
+        let decisions = BTreeMap::from([(id(2), other)]);
+        window.decided(Why::Stale(Platform::Windows), decisions, later);
+        let next = Next::Send(Platform::Windows, ids(2..=2));
+        assert_eq!(window.next(later), next);
     }
 
     #[test]
     fn one_failure_more_than_allowed_stops_the_sending() {
         let (mut window, now) = window(6, 2, 1);
         for (command, numbers) in [("a", 1..=2), ("b", 3..=4)] {
-            assert_eq!(window.next(now), Next::Send(ids(numbers.clone())));
+            assert_eq!(window.next(now), send(ids(numbers.clone())));
             window.sent(command, now);
             let [first, second] = [*numbers.start(), *numbers.end()];
             let failed = ended(first, Verdict::AgentDown);
@@ -595,7 +649,7 @@ mod tests {
         assert_eq!(window.next(now), Next::Wait(now + TICK));
         assert_eq!(window.open_commands(), BTreeSet::from(["a".to_owned()]));
         window.seen("a", vec![ended(8, Verdict::Restarted)], now);
-        assert_eq!(window.next(now), Next::Send(ids(1..=1)));
+        assert_eq!(window.next(now), send(ids(1..=1)));
         window.sent("b", now);
         window.seen("a", vec![ended(9, Verdict::AgentDown)], now);
         window.seen("b", vec![ended(1, Verdict::Restarted)], now);
@@ -611,30 +665,30 @@ mod tests {
     fn old_lifecycle_states_are_asked_for_again_before_anything_is_sent() {
         let (mut window, now) = window(2, 2, 0);
         let later = now + LIFECYCLE_AGE + SECOND;
-        assert_eq!(window.next(later), Next::Ask(ids(1..=2), Why::Stale));
+        assert_eq!(window.next(later), Next::Ask(ids(1..=2), STALE));
         let mut decisions = online(&ids(1..=2));
         let leaving = "lifecycle state Terminating".to_owned();
         decisions.insert(id(2), Decision::Leave(Cause::Skipped, leaving));
         // However long the answer took.
         let answered = later + 100 * SECOND;
-        window.decided(Why::Stale, decisions, answered);
-        assert_eq!(window.next(answered), Next::Send(ids(1..=1)));
+        window.decided(STALE, decisions, answered);
+        assert_eq!(window.next(answered), send(ids(1..=1)));
     }
 
     #[test]
     fn a_refused_command_is_asked_about_once_and_then_halved_to_the_culprit() {
         let (mut window, now) = window(4, 4, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=4)));
+        assert_eq!(window.next(now), send(ids(1..=4)));
         window.not_sent(error("InvalidInstanceId"));
         assert_eq!(window.next(now), Next::Ask(ids(1..=4), Why::Refused));
         window.decided(Why::Refused, online(&ids(1..=4)), now);
-        assert_eq!(window.next(now), Next::Send(ids(1..=2)));
+        assert_eq!(window.next(now), send(ids(1..=2)));
         window.sent("a", now);
-        assert_eq!(window.next(now), Next::Send(ids(3..=4)));
+        assert_eq!(window.next(now), send(ids(3..=4)));
         window.not_sent(error("InvalidInstanceId"));
-        assert_eq!(window.next(now), Next::Send(ids(3..=3)));
+        assert_eq!(window.next(now), send(ids(3..=3)));
         window.not_sent(error("InvalidInstanceId"));
-        assert_eq!(window.next(now), Next::Send(ids(4..=4)));
+        assert_eq!(window.next(now), send(ids(4..=4)));
         window.sent("b", now);
         assert_eq!(kinds(window)[2], Kind::Unreachable);
     }
@@ -643,12 +697,12 @@ mod tests {
     fn denials_are_the_instances_own_only_where_others_are_accepted() {
         for (accepted, kind) in [(true, Kind::Unreachable), (false, Kind::HeldBack)] {
             let (mut window, now) = window(2, 1, 0);
-            let Next::Send(first) = window.next(now) else {
+            let Next::Send(_, first) = window.next(now) else {
                 panic!("nothing is sent");
             };
             window.not_sent(error("AccessDeniedException"));
             window.decided(Why::Refused, online(&first), now);
-            assert_eq!(window.next(now), Next::Send(ids(2..=2)));
+            assert_eq!(window.next(now), send(ids(2..=2)));
             match accepted {
                 true => window.sent("a", now),
                 false => window.not_sent(error("AccessDeniedException")),
@@ -662,7 +716,7 @@ mod tests {
     #[test]
     fn a_call_that_fails_stops_the_sending_and_is_told() {
         let (mut window, now) = window(4, 2, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=2)));
+        assert_eq!(window.next(now), send(ids(1..=2)));
         window.not_sent(CallError::out_of_time("ssm:SendCommand", "restart-agent"));
         assert_eq!(window.next(now), Next::Done);
         let results = window.close();
@@ -679,7 +733,7 @@ mod tests {
             .into_iter()
             .map(|id| (id, "off".to_owned()))
             .collect();
-        assert_eq!(window.next(now), Next::Send(ids(1..=1)));
+        assert_eq!(window.next(now), send(ids(1..=1)));
         window.sent("a", now);
         assert_eq!(window.next(now), Next::Wait(now + TICK));
         window.seen("a", vec![ended(1, Verdict::Restarted)], now);
@@ -687,7 +741,7 @@ mod tests {
         let mut decisions = online(&ids(2..=2));
         decisions.insert(id(3), Decision::AskAgain("off still".to_owned()));
         window.decided(Why::Offline, decisions, now);
-        assert_eq!(window.next(now), Next::Send(ids(2..=2)));
+        assert_eq!(window.next(now), send(ids(2..=2)));
         window.sent("b", now);
         window.seen("b", vec![ended(2, Verdict::Restarted)], now);
         assert_eq!(window.next(now), Next::Done);
@@ -697,7 +751,7 @@ mod tests {
     #[test]
     fn at_the_last_moment_to_send_the_rest_is_held_back_and_what_runs_is_waited_for() {
         let (mut window, now) = window(3, 1, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=1)));
+        assert_eq!(window.next(now), send(ids(1..=1)));
         window.sent("a", now);
         let late = window.limits.last_send;
         assert_eq!(window.next(late), Next::Wait(late + TICK));
@@ -711,7 +765,7 @@ mod tests {
     #[test]
     fn many_open_commands_are_looked_at_less_often() {
         let (mut window, now) = window(64, 64, 0);
-        assert_eq!(window.next(now), Next::Send(ids(1..=50)));
+        assert_eq!(window.next(now), send(ids(1..=50)));
         for n in 1..=40 {
             window.flights.sent([id(n)], &format!("{n}"), now);
         }

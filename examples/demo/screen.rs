@@ -278,7 +278,7 @@ fn plan_lines(group: &GroupReport) -> Vec<String> {
     let left: Vec<_> = group
         .instances
         .iter()
-        .filter(|(_, entry)| !matches!(entry.decision, Decision::Restart(_)))
+        .filter(|(_, entry)| !matches!(entry.decision, Decision::Restart(..)))
         .collect();
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for (_, entry) in &left {
@@ -410,7 +410,7 @@ fn to_restart(planned: &Handled) -> usize {
             .filter(|entry| {
                 matches!(
                     entry.decision,
-                    Decision::Restart(_) | Decision::Leave(Cause::DeploymentRuns, _)
+                    Decision::Restart(..) | Decision::Leave(Cause::DeploymentRuns, _)
                 )
             })
             .count(),

@@ -258,6 +258,7 @@ impl Stage {
         let settings = Settings::read(|name| match name {
             "TOPIC_ARN" => Some(sim::TOPIC.to_owned()),
             "DOCUMENT_NAME" => Some(sim::DOCUMENT.to_owned()),
+            "WINDOWS_DOCUMENT_NAME" => Some(sim::WINDOWS_DOCUMENT.to_owned()),
             "DRY_RUN" => Some(dry_run.to_owned()),
             _ => self
                 .settings

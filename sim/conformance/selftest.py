@@ -166,14 +166,12 @@ def good_exchanges():
         "CloudWatchOutputConfig": {"CloudWatchLogGroupName": "", "CloudWatchOutputEnabled": False},
     }
     line = json.dumps({"agentRestart": 1, "result": "agent-unhealthy", "code": 33, "detail": "poller comes and goes"})
-    skipped = "Step execution skipped due to unsatisfied preconditions: '\"StringEquals\": [platformType, Windows]'. Step name: windows"
     invocation = {
         "CommandId": COMMAND, "InstanceId": INSTANCES[0], "InstanceName": "", "Comment": "",
         "DocumentName": "restart-agent", "DocumentVersion": "$LATEST", "RequestedDateTime": NOW,
         "Status": "Failed", "StatusDetails": "Failed", "StandardOutputUrl": "", "StandardErrorUrl": "",
         "CommandPlugins": [
-            plugin("linux", 33, line + "\n\n----------ERROR-------\nfailed to run commands: exit status 33"),
-            plugin("windows", 0, skipped)],
+            plugin("linux", 33, line + "\n\n----------ERROR-------\nfailed to run commands: exit status 33")],
         "ServiceRole": "", "NotificationConfig": command["NotificationConfig"],
         "CloudWatchOutputConfig": command["CloudWatchOutputConfig"],
     }

@@ -369,8 +369,8 @@ impl Runs {
             run.phase = Phase::Elsewhere;
             return Next::Wake(now + self.hastened(1.0));
         }
-        if !matches!(platform.as_str(), "Linux" | "Windows") {
-            // Both steps are skipped, which SSM calls a success.
+        if !run.start.document.runs_on(&platform) {
+            // The only step is skipped, which SSM calls a success.
             end(state, run, now, "Success", "Success", 0, String::new());
             return Next::End;
         }

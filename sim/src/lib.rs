@@ -37,7 +37,8 @@ mod wire;
 mod world;
 
 pub use scenario::{
-    APPLICATION, AUTO_SCALING_GROUP, DEPLOYMENT, DEPLOYMENT_GROUP, DOCUMENT, TOPIC, instance_id,
+    APPLICATION, AUTO_SCALING_GROUP, DEPLOYMENT, DEPLOYMENT_GROUP, DOCUMENT, TOPIC,
+    WINDOWS_DOCUMENT, documents, instance_id,
 };
 pub use ssm::PARAMETERS;
 pub use state::{

@@ -13,8 +13,10 @@ pub const DEPLOYMENT_GROUP: &str = "my-deployment-group";
 pub const DEPLOYMENT: &str = "d-EXAMPLEE5";
 /// The Auto Scaling group of [`State::for_pipeline`].
 pub const AUTO_SCALING_GROUP: &str = "web";
-/// The document of [`State::for_pipeline`].
+/// The document for Linux of [`State::for_pipeline`].
 pub const DOCUMENT: &str = "restart-agent";
+/// Its document for Windows.
+pub const WINDOWS_DOCUMENT: &str = "restart-windows-agent";
 /// The topic of [`State::for_pipeline`].
 pub const TOPIC: &str = "arn:aws:sns:us-east-1:123456789012:agent-restarts";
 /// Seconds before the start at which [`State::for_pipeline`]'s deployment completed.
@@ -71,10 +73,7 @@ impl State {
                     ..Host::default()
                 })
                 .collect(),
-            documents: vec![Document {
-                name: DOCUMENT.to_owned(),
-                kind: DocumentKind::RestartAgent,
-            }],
+            documents: documents(),
             commands: Vec::new(),
         };
         Self {
@@ -140,6 +139,21 @@ impl State {
 #[must_use]
 pub fn instance_id(n: usize) -> String {
     format!("i-{n:017x}")
+}
+
+/// The restarter's two documents, as its stack makes them.
+#[must_use]
+pub fn documents() -> Vec<Document> {
+    vec![
+        Document {
+            name: DOCUMENT.to_owned(),
+            kind: DocumentKind::RestartAgent,
+        },
+        Document {
+            name: WINDOWS_DOCUMENT.to_owned(),
+            kind: DocumentKind::RestartWindowsAgent,
+        },
+    ]
 }
 
 fn pipeline_of_one_deployment(pipeline: &str, execution_id: &str, region: &str) -> Pipeline {

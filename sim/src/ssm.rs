@@ -179,7 +179,7 @@ fn node(context: &Context<'_>, host: &Host) -> Value {
         "LastPingDateTime": context.epoch(host.last_ping + missed * PING_EVERY),
         "AgentVersion": SSM_AGENT,
         "IsLatestVersion": true,
-        "PlatformType": host.platform,
+        "PlatformType": Some(&host.platform).filter(|platform| !platform.is_empty()),
         "PlatformName": platform_name,
         "PlatformVersion": platform_version,
         "RegistrationDate": context.epoch(REGISTERED),
@@ -205,7 +205,8 @@ pub(crate) fn send_command(context: &mut Context<'_>, input: &Input<'_>) -> Answ
     let version = document_version(input)?;
     let ids = instance_ids(context, input)?;
     let timeout = delivery_timeout(input)?;
-    let parameters = parameters(input, document.1)?;
+    check_platforms(context, document.1, &ids)?;
+    let parameters = parameters(input, &document)?;
     let (max_concurrency, max_errors) = (
         rate(input, "MaxConcurrency", "50")?,
         rate(input, "MaxErrors", "0")?,
@@ -357,6 +358,31 @@ fn instance_ids<'a>(context: &mut Context<'_>, input: &Input<'a>) -> Result<Vec<
     }
 }
 
+/// One instance of a platform that the document is not for spoils the whole call. The text is AWS's own
+/// (<https://github.com/aws/aws-sdk-java/issues/1209>).
+fn check_platforms(
+    context: &Context<'_>,
+    document: DocumentKind,
+    ids: &[&str],
+) -> Result<(), Failure> {
+    let named = hosts(context)
+        .iter()
+        .filter(|host| ids.contains(&host.id.as_str()));
+    match named
+        .into_iter()
+        .find(|host| !document.is_sent_to(&host.platform))
+    {
+        Some(host) => Err(Failure::new(
+            "UnsupportedPlatformType",
+            format!(
+                "Cannot perform operation for instance id {} of platform type {}",
+                host.id, host.platform
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn delivery_timeout(input: &Input<'_>) -> Result<i64, Failure> {
     let timeout = input
         .integer("TimeoutSeconds")?
@@ -400,7 +426,7 @@ fn rate(input: &Input<'_>, name: &str, default: &str) -> Result<String, Failure>
 /// Names, and digits as the document's `allowedPattern` wants them.
 fn parameters(
     input: &Input<'_>,
-    kind: DocumentKind,
+    (document, kind): &(String, DocumentKind),
 ) -> Result<BTreeMap<String, Vec<String>>, Failure> {
     let given = input.map_of_texts("Parameters")?;
     let owned = |values: &[&str]| {
@@ -413,30 +439,31 @@ fn parameters(
         .iter()
         .map(|(name, values)| ((*name).to_owned(), owned(values)))
         .collect();
-    if kind == DocumentKind::Foreign {
+    if *kind == DocumentKind::Foreign {
         return Ok(parameters);
     }
     let wrong = |what: String| Err(Failure::new("InvalidParameters", what));
     for (name, values) in &given {
         if !PARAMETERS.iter().any(|(known, _)| known == name) {
             return wrong(format!(
-                "document restart-agent does not support parameters: {name}"
+                "document {document} does not support parameters: {name}"
             ));
         }
         let digits = |value: &&str| {
             (1..=MAX_DIGITS).contains(&value.len())
                 && value.bytes().all(|byte| byte.is_ascii_digit())
+                && (*value == "0" || !value.starts_with('0'))
         };
         if values.len() != 1 || !values.iter().all(digits) {
             return wrong(format!(
-                "Parameter \"{name}\" does not match allowedPattern: ^[0-9]{{1,10}}$"
+                "Parameter \"{name}\" does not match allowedPattern: ^(0|[1-9][0-9]{{0,9}})$"
             ));
         }
     }
     for (name, _) in PARAMETERS.iter().filter(|(_, default)| default.is_none()) {
         if !given.iter().any(|(known, _)| known == name) {
             return wrong(format!(
-                "document restart-agent has required parameters missing: {name}"
+                "document {document} has required parameters missing: {name}"
             ));
         }
     }
@@ -773,7 +800,7 @@ fn told_invocation<'a>(
         standard_output_url: "",
         standard_error_url: "",
         command_plugins: match details && seen.steps {
-            true => plugins(context, command, seen),
+            true => vec![the_step(context, command, seen)],
             false => Vec::new(),
         },
         service_role: "",
@@ -782,12 +809,8 @@ fn told_invocation<'a>(
     }
 }
 
-/// Both steps of the document, the other platform's as a success with a text of SSM's; a foreign document has one.
-fn plugins<'a>(
-    context: &'a Context<'_>,
-    command: &Command,
-    seen: &'a Seen<'_>,
-) -> Vec<ToldPlugin<'a>> {
+/// The document's only step: it ran, or its precondition kept it from that.
+fn the_step<'a>(context: &'a Context<'_>, command: &Command, seen: &'a Seen<'_>) -> ToldPlugin<'a> {
     let kind = context
         .state
         .regions
@@ -800,20 +823,11 @@ fn plugins<'a>(
         })
         .map(|document| document.kind)
         .unwrap_or_default();
-    if kind == DocumentKind::Foreign {
-        return vec![ran(context, "runShellScript", seen)];
+    let skips = |host: &Host| host.answer.is_none() && !kind.runs_on(&host.platform);
+    match kind.platform().filter(|_| seen.host.is_some_and(skips)) {
+        Some(wanted) => skipped(context, kind.step(), wanted, seen),
+        None => ran(context, kind.step(), seen),
     }
-    let platform = seen.host.map_or("Linux", |host| host.platform.as_str());
-    [("linux", "Linux"), ("windows", "Windows")]
-        .into_iter()
-        .map(|(step, wanted)| {
-            if platform == wanted {
-                ran(context, step, seen)
-            } else {
-                skipped(context, step, wanted, seen)
-            }
-        })
-        .collect()
 }
 
 fn ran<'a>(context: &'a Context<'_>, step: &'static str, seen: &'a Seen<'_>) -> ToldPlugin<'a> {
@@ -837,38 +851,22 @@ fn ran<'a>(context: &'a Context<'_>, step: &'static str, seen: &'a Seen<'_>) -> 
     plugin(context, step, (status, details), code, times, output)
 }
 
-/// The steps run one after the other, so that the skipped one is decided when the invocation ends.
+/// A skipped step, which is a success with a text of the SSM agent's.
 fn skipped<'a>(
     context: &'a Context<'_>,
     step: &'static str,
     platform: &str,
-    seen: &Seen<'_>,
+    seen: &'a Seen<'_>,
 ) -> ToldPlugin<'a> {
-    match seen.by_its_clock(seen.invocation.ended_at) {
-        Some(ended) => {
-            let output = format!(
-                "Step execution skipped due to unsatisfied preconditions: \
-                 '\"StringEquals\": [platformType, {platform}]'. Step name: {step}"
-            );
-            let times = (Some(ended), Some(ended));
-            plugin(
-                context,
-                step,
-                ("Success", "Success"),
-                0,
-                times,
-                output.into(),
-            )
-        }
-        None => plugin(
-            context,
-            step,
-            ("Pending", "Pending"),
-            -1,
-            (None, None),
-            "".into(),
-        ),
-    }
+    let told = ran(context, step, seen);
+    let output = match seen.invocation.ended_at {
+        Some(_) => Cow::Owned(format!(
+            "Step execution skipped due to unsatisfied preconditions: \
+             '\"StringEquals\": [platformType, {platform}]'. Step name: {step}"
+        )),
+        None => told.output.clone(),
+    };
+    ToldPlugin { output, ..told }
 }
 
 fn plugin<'a>(

@@ -444,7 +444,7 @@ pub struct Host {
     pub name: Option<String>,
     /// Its host name; made from the id when empty.
     pub computer_name: String,
-    /// `Linux`, `Windows` or `MacOS`.
+    /// `Linux`, `Windows` or `MacOS`; empty when Systems Manager does not tell.
     pub platform: String,
     /// The EC2 state: `pending`, `running`, `stopping`, `stopped`, `shutting-down` or `terminated`.
     pub state: String,
@@ -576,9 +576,9 @@ pub struct Answer {
     pub status: String,
     /// The invocation's status details; the status by default.
     pub status_details: Option<String>,
-    /// The output of the platform's step; without it no step is listed.
+    /// The output of the step; without it no step is listed.
     pub output: Option<String>,
-    /// The response code of the platform's step; 0 for `Success`, 1 for `Failed`, else -1.
+    /// The response code of the step; 0 for `Success`, 1 for `Failed`, else -1.
     pub response_code: Option<i64>,
 }
 
@@ -603,11 +603,48 @@ pub struct Document {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DocumentKind {
-    /// It restarts the agent as the restarter's own document does.
+    /// It restarts the agent as the restarter's own document for Linux does: one step, `linux`.
     #[default]
     RestartAgent,
+    /// The same for Windows: one step, `windows`.
+    RestartWindowsAgent,
     /// Somebody else's: it accepts any parameter and prints a text of its own.
     Foreign,
+}
+
+impl DocumentKind {
+    /// The name of its only step.
+    pub(crate) fn step(self) -> &'static str {
+        match self {
+            Self::RestartAgent => "linux",
+            Self::RestartWindowsAgent => "windows",
+            Self::Foreign => "runShellScript",
+        }
+    }
+
+    /// The platform in its step's precondition, if it has one.
+    pub(crate) fn platform(self) -> Option<&'static str> {
+        match self {
+            Self::RestartAgent => Some("Linux"),
+            Self::RestartWindowsAgent => Some("Windows"),
+            Self::Foreign => None,
+        }
+    }
+
+    /// Whether `SendCommand` takes instances of this platform, which goes by the step's action: a shell script runs on
+    /// macOS too, and only the precondition keeps it from that.
+    pub(crate) fn is_sent_to(self, platform: &str) -> bool {
+        match self {
+            Self::RestartAgent => platform != "Windows",
+            Self::RestartWindowsAgent => platform == "Windows",
+            Self::Foreign => true,
+        }
+    }
+
+    /// Whether its step runs on this platform, and is not skipped.
+    pub(crate) fn runs_on(self, platform: &str) -> bool {
+        self.platform().is_none_or(|wanted| wanted == platform)
+    }
 }
 
 /// A command, as `SendCommand` made it.
@@ -652,9 +689,9 @@ pub struct Invocation {
     pub began_at: Option<f64>,
     /// When the invocation ended.
     pub ended_at: Option<f64>,
-    /// The platform's step's response code.
+    /// The step's response code.
     pub response_code: i64,
-    /// The platform's step's standard output and error, as SSM joins them.
+    /// The step's standard output and error, as SSM joins them.
     pub output: String,
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::wire::{Request, Service};
 use crate::{
     AgentFault, Answer, DEPLOYMENT, DOCUMENT, Deployment, Document, DocumentKind, Fault, Host,
-    State, TOPIC, World, instance_id,
+    State, TOPIC, WINDOWS_DOCUMENT, World, instance_id,
 };
 
 const REGION: &str = "us-east-1";
@@ -215,10 +215,8 @@ async fn a_restart_changes_the_data_when_it_happens_and_says_so_later() {
         "{\"agentRestart\":1,\"result\":\"restarted\",\"code\":0,\"agentVersion\":\"OFFICIAL_1.8.1-1_rpm\",\
          \"memoryBeforeKiB\":112640,\"memoryAfterKiB\":52224,\"seconds\":51,\"detail\":\"\"}\n"
     );
-    let skipped = "Step execution skipped due to unsatisfied preconditions: \
-                   '\"StringEquals\": [platformType, Windows]'. Step name: windows";
-    assert_eq!(ended["CommandPlugins"][1]["Output"], skipped);
-    assert_eq!(ended["CommandPlugins"][1]["Status"], "Success");
+    assert_eq!(ended["CommandPlugins"][0]["Name"], "linux");
+    assert_eq!(ended["CommandPlugins"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,12 +282,11 @@ async fn a_hosts_clock_tells_when_its_steps_began_and_ended() {
     let id = send(&world, &[instance_id(1)], json!({}));
     pass(60.0).await;
     let told = invocations(&world, &id).remove(0);
-    let [linux, windows] = [&told["CommandPlugins"][0], &told["CommandPlugins"][1]];
+    let step = &told["CommandPlugins"][0];
     // Begun 1 s after sending; the agent then stands for 12 s.
     let (began, ended) = (START - 3599.0, START - 3587.0);
-    assert_eq!(linux["ResponseStartDateTime"], began);
-    assert_eq!(linux["ResponseFinishDateTime"], ended);
-    assert_eq!(windows["ResponseFinishDateTime"], ended);
+    assert_eq!(step["ResponseStartDateTime"], began);
+    assert_eq!(step["ResponseFinishDateTime"], ended);
     assert_eq!(told["RequestedDateTime"], START, "Systems Manager's own");
 }
 
@@ -524,23 +521,42 @@ async fn a_ramp_hands_out_one_then_two_then_four_each_when_the_wave_before_has_e
 }
 
 #[tokio::test(start_paused = true)]
-async fn windows_answers_through_its_own_step_and_other_documents_in_their_own_way() {
-    let world = one_host(|host| host.platform = "Windows".to_owned());
-    let id = send(&world, &[instance_id(1)], json!({}));
+async fn each_platform_has_its_document_and_other_documents_answer_in_their_own_way() {
+    let world = changed(3, |state| {
+        state.host(&instance_id(2)).platform = "Windows".to_owned();
+        state.host(&instance_id(3)).platform = "MacOS".to_owned();
+    });
+    let to = |document: &str, numbers: &[usize]| {
+        let ids: Vec<String> = numbers.iter().map(|n| instance_id(*n)).collect();
+        let mut params = command(&world, &ids, json!({}));
+        params["DocumentName"] = document.into();
+        ssm(&world, "SendCommand", params)
+    };
+    for (document, numbers) in [
+        (DOCUMENT, vec![1, 2]),
+        (WINDOWS_DOCUMENT, vec![1, 2]),
+        (WINDOWS_DOCUMENT, vec![3]),
+    ] {
+        let refusal = to(document, &numbers).unwrap_err();
+        assert_eq!(refusal, "UnsupportedPlatformType", "{document} {numbers:?}");
+    }
+    let sent = to(WINDOWS_DOCUMENT, &[2]).unwrap();
     pass(100.0).await;
-    let plugins = invocations(&world, &id).remove(0)["CommandPlugins"].clone();
-    assert!(
-        plugins[0]["Output"]
-            .as_str()
-            .unwrap()
-            .starts_with("Step execution skipped")
-    );
-    assert!(
-        plugins[1]["Output"]
-            .as_str()
-            .unwrap()
-            .starts_with("{\"agentRestart\":1,\"result\":\"restarted\"")
-    );
+    let id = sent["Command"]["CommandId"].as_str().unwrap();
+    let step = invocations(&world, id).remove(0)["CommandPlugins"][0].clone();
+    assert_eq!(step["Name"], "windows");
+    let output = step["Output"].as_str().unwrap();
+    assert!(output.starts_with("{\"agentRestart\":1,\"result\":\"restarted\""));
+    // A shell script runs on macOS, so that only its precondition keeps it from that.
+    let sent = to(DOCUMENT, &[3]).unwrap();
+    pass(100.0).await;
+    let id = sent["Command"]["CommandId"].as_str().unwrap();
+    let told = invocations(&world, id).remove(0);
+    assert_eq!(told["Status"], "Success");
+    let skipped = "Step execution skipped due to unsatisfied preconditions: \
+                   '\"StringEquals\": [platformType, Linux]'. Step name: linux";
+    assert_eq!(told["CommandPlugins"][0]["Output"], skipped);
+    assert_eq!(told["CommandPlugins"][0]["ResponseCode"], 0);
 
     let world = changed(1, |state| {
         state.region(REGION).documents = vec![Document {
@@ -635,6 +651,7 @@ async fn the_document_takes_digits_under_its_own_names_only() {
         json!({ "busywaitseconds": "1" }),
         json!({ "busyWaitSeconds": "$(reboot)" }),
         json!({ "sentAt": "" }),
+        json!({ "sentAt": "0120" }),
     ] {
         assert_eq!(
             refusal(more.clone()).unwrap_err(),

@@ -54,10 +54,7 @@ pub fn with_group_of_shop(
             ..Host::default()
         }));
         if there.documents.is_empty() {
-            there.documents.push(sim::Document {
-                name: sim::DOCUMENT.to_owned(),
-                ..sim::Document::default()
-            });
+            there.documents = sim::documents();
         }
         let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
         actions.push(Action {
@@ -273,10 +270,7 @@ async fn two_actions_on_two_groups_in_two_regions_are_two_groups() {
             id: away,
             ..Host::default()
         });
-        region.documents.push(sim::Document {
-            name: sim::DOCUMENT.to_owned(),
-            ..sim::Document::default()
-        });
+        region.documents = sim::documents();
         let actions = &mut state.region(REGION).pipelines[0].executions[0].actions;
         actions.push(Action {
             action: "DeployBack".to_owned(),

@@ -21,6 +21,7 @@ mod ec2;
 mod groups;
 mod messages;
 mod outcomes;
+mod platforms;
 mod polling;
 mod problems;
 mod quiet;

@@ -791,15 +791,15 @@ async fn the_advice_for_each_failure() {
         .lines()
         .filter(|line| line.starts_with("  Do: "))
         .collect();
-    insta::assert_snapshot!(advice.join("\n"), @r#"
+    insta::assert_snapshot!(advice.join("\n"), @"
     Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
     Do: let the SSM Agent run commands as root.
     Do: repair the agent's installation or unit; the running agent was left alone, a new one would not start.
     Do: pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the service once.
     Do: read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach CodeDeploy (credentials, network, region).
     Do: install the agent, or take the instance out of the deployment group.
-    Do: check that DOCUMENT_NAME is the restart document of this version, and the command's output.
-    "#);
+    Do: check that the document is this version's restart document for its platform, and the command's output.
+    ");
 }
 
 #[tokio::test(start_paused = true)]

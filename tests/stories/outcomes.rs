@@ -135,26 +135,6 @@ async fn a_script_that_never_ends_is_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_windows_instance_answers_through_the_other_step() {
-    let story = Story::of(2).given(|state| {
-        for n in 1..=2 {
-            state.host(&id(n)).platform = "Windows".to_owned();
-        }
-        state.host(&id(2)).agent.fault = Some(AgentFault::AgentDown);
-    });
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"failed": 1, "restarted": 1}));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_platform_that_skips_both_steps_is_no_success() {
-    let story = Story::of(1).given(|state| state.host(&id(1)).platform = "MacOS".to_owned());
-    let told = story.run().await;
-    let row = told.attention(&id(1));
-    assert_eq!(row["outcome"], "failed", "{row:#}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn output_that_is_not_the_document_s_line_is_a_failure_that_shows_it() {
     let restarted = r#"{"agentRestart":1,"result":"restarted","code":0,"agentVersion":"v","memoryBeforeKiB":1,"memoryAfterKiB":1,"seconds":1,"detail":""}"#;
     let cut = &restarted[..60];

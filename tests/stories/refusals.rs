@@ -373,7 +373,7 @@ async fn once_sending_has_stopped_those_that_are_offline_are_told_as_they_were_s
     let story = Story::of(3).setting("MAX_CONCURRENCY", "1").given(|state| {
         state.host(&id(1)).ping = "ConnectionLost".to_owned();
         // One after the other.
-        for code in ["InvalidInstanceId", "InvalidDocument"] {
+        for code in ["InvalidInstanceId", "InvalidParameters"] {
             state.faults.push(Fault {
                 operation: "SendCommand".to_owned(),
                 code: Some(code.to_owned()),

@@ -48,6 +48,7 @@ impl Story {
         let environment = BTreeMap::from([
             ("TOPIC_ARN", sim::TOPIC.to_owned()),
             ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
+            ("WINDOWS_DOCUMENT_NAME", sim::WINDOWS_DOCUMENT.to_owned()),
             ("MAX_CONCURRENCY", "100%".to_owned()),
         ]);
         Self {

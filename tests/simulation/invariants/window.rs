@@ -57,7 +57,7 @@ impl Evidence<'_> {
                         group
                             .instances
                             .values()
-                            .filter(|entry| matches!(entry.decision, Decision::Restart(_)))
+                            .filter(|entry| matches!(entry.decision, Decision::Restart(..)))
                             .count()
                     }),
                 _ => None,
@@ -154,7 +154,7 @@ fn braked_early(group: &GroupReport, allowed: &str) -> Option<String> {
     if !outcomes().any(|outcome| outcome.cause == Cause::TooManyErrors) {
         return None;
     }
-    let planned = |entry: &&Entry| matches!(entry.decision, Decision::Restart(_));
+    let planned = |entry: &&Entry| matches!(entry.decision, Decision::Restart(..));
     let planned = group.instances.values().filter(planned).count();
     let untouched = ["(code 10", "(code 11", "(code 12"];
     let failed = outcomes().filter(|outcome| match outcome.kind().word() {
