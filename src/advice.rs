@@ -147,17 +147,21 @@ fn on_code(code: &Code) -> String {
             "repeat by hand with the deployment's own application and deployment group".to_owned()
         }
         Code::NoDeployment => "give a deploymentId".to_owned(),
+        Code::NoTargets => {
+            "check the deployment's instances in CodeDeploy; if there are none, nothing is to be done"
+                .to_owned()
+        }
         Code::NoTime => "repeat by hand".to_owned(),
         Code::AutoScalingGroupMissing => "correct the deployment group".to_owned(),
     }
 }
 
 /// The commands that repeat the restart of a group by hand, one for each of the first deployments: a request takes
-/// one. The time makes them safe to repeat.
+/// one. Agents that are fresh by then are left alone; since when they are, a request said, or the deployments do.
 pub fn repeat_commands(
     group: &GroupName,
     deployment_ids: &[Name],
-    time: Timestamp,
+    since: Option<Timestamp>,
     home: &Home,
 ) -> Vec<String> {
     let ids: Vec<Option<&Name>> = match deployment_ids {
@@ -171,8 +175,10 @@ pub fn repeat_commands(
                 "application": group.application,
                 "deploymentGroup": group.deployment_group,
                 "region": group.region,
-                "time": time,
             });
+            if let Some(since) = since {
+                request["time"] = json!(since);
+            }
             if let Some(id) = id {
                 request["deploymentId"] = json!(id);
             }

@@ -34,6 +34,11 @@ impl Timestamp {
         Self(u64::try_from(seconds).unwrap_or(0))
     }
 
+    /// The SDK's time, rounded down to a second.
+    pub fn rounded_down(time: &DateTime) -> Self {
+        Self(u64::try_from(time.secs()).unwrap_or(0))
+    }
+
     /// Seconds from `earlier` to this moment, zero when it is not earlier.
     pub fn seconds_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -42,11 +47,16 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = DateTime::from_secs(i64::try_from(self.0).unwrap_or(i64::MAX));
-        match time.fmt(DateTimeFormat::DateTime) {
+        match DateTime::from(*self).fmt(DateTimeFormat::DateTime) {
             Ok(text) => f.write_str(&text),
             Err(_) => write!(f, "{} s after 1970", self.0),
         }
+    }
+}
+
+impl From<Timestamp> for DateTime {
+    fn from(time: Timestamp) -> Self {
+        Self::from_secs(i64::try_from(time.0).unwrap_or(i64::MAX))
     }
 }
 

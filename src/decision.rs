@@ -3,9 +3,11 @@
 use std::fmt;
 
 use crate::clock::Timestamp;
+use crate::ec2::State;
 use crate::ids::InstanceId;
 use crate::outcome::Cause;
 use crate::platform::{Platform, PlatformType};
+use crate::quiet::Running;
 use crate::text::quoted;
 
 /// What CodeDeploy deploys to.
@@ -56,8 +58,41 @@ pub struct Candidate {
     pub lifecycle: Option<Lifecycle>,
     /// What Systems Manager knows of it.
     pub node: Option<Node>,
-    /// Whether the deployment did anything on it; `None` when nobody asked or CodeDeploy does not tell.
-    pub reached: Option<bool>,
+    /// What EC2 says of one that Systems Manager does not reach.
+    pub machine: Machine,
+}
+
+impl Candidate {
+    /// Whether its lifecycle leaves the decision open.
+    pub fn may_stay(&self) -> bool {
+        self.lifecycle.as_ref().is_none_or(Lifecycle::stays)
+    }
+
+    /// Whether Systems Manager reaches it.
+    pub fn is_online(&self) -> bool {
+        self.node
+            .as_ref()
+            .is_some_and(|node| node.ping == Node::ONLINE)
+    }
+
+    /// What it runs, as far as Systems Manager knows.
+    pub fn platform(&self) -> &PlatformType {
+        self.node
+            .as_ref()
+            .map_or(&PlatformType::Untold, |node| &node.platform)
+    }
+}
+
+/// What EC2 says of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Machine {
+    /// Nothing: it was not asked, or did not answer.
+    #[default]
+    Untold,
+    /// It does not know the instance.
+    NotThere,
+    /// The instance is in this state.
+    Is(State),
 }
 
 /// A managed node, as Systems Manager's inventory shows it.
@@ -91,12 +126,10 @@ impl Node {
 /// What is true of the whole group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Circumstances {
-    /// Another deployment of the group that still runs.
-    pub running: Option<String>,
-    /// The group selects instances by tags, so a target need not be an Auto Scaling member.
-    pub tag_filters: bool,
-    /// Asked for by hand, more than a day after the deployment ended.
-    pub old_deployment: bool,
+    /// The deployments of the group that still run.
+    pub running: Running,
+    /// The deployments ended so long ago that EC2 may have forgotten an instance that was terminated since.
+    pub long_ago: bool,
     /// Those that a restart document is set for.
     pub platforms: Vec<Platform>,
 }
@@ -106,7 +139,7 @@ pub struct Circumstances {
 pub enum Decision {
     /// Its agent is to be restarted, by the document of its platform.
     Restart(Platform, String),
-    /// Systems Manager shows it as offline: to be asked once more, as late as it makes sense.
+    /// Systems Manager does not reach it: to be asked once more, as late as it makes sense.
     AskAgain(String),
     /// It is accounted for without a restart.
     Leave(Cause, String),
@@ -186,11 +219,6 @@ impl Lifecycle {
         }
     }
 
-    /// Whether it stands in a group.
-    pub fn is_member(&self) -> bool {
-        !matches!(self, Self::Detached)
-    }
-
     /// Whether an instance in this state may be restarted.
     pub fn stays(&self) -> bool {
         matches!(self, Self::Staying(_) | Self::Detached)
@@ -210,7 +238,7 @@ impl fmt::Display for Lifecycle {
 
 /// The decision for one candidate.
 pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> Decision {
-    use Decision::{AskAgain, Leave, Restart};
+    use Decision::{Leave, Restart};
     if target.instance().is_none() {
         let reason = "an on-premises target: this function cannot match its name to a managed node";
         return Leave(Cause::Unreachable, reason.to_owned());
@@ -225,24 +253,15 @@ pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> 
         }
         None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
     }
-    let Some(node) = &candidate.node else {
-        return decide_unmanaged(candidate, group);
-    };
-    if node.ping != Node::ONLINE {
-        let reason = match node.last_ping {
-            Some(since) => format!("Systems Manager: {}, offline since {since}", node.ping),
-            None => format!("Systems Manager: {}", node.ping),
-        };
-        return match group.running {
-            None => AskAgain(reason),
-            Some(_) => Leave(Cause::Unreachable, reason),
-        };
+    let running = group.running.on(target);
+    if !candidate.is_online() {
+        return decide_unreached(candidate, group, running);
     }
-    let platform = match with_document(&node.platform, group) {
+    let platform = match with_document(candidate.platform(), group) {
         Ok(platform) => platform,
         Err((cause, reason)) => return Leave(cause, reason),
     };
-    match (&group.running, &candidate.lifecycle) {
+    match (running, &candidate.lifecycle) {
         (Some(id), _) => Leave(
             Cause::DeploymentRuns,
             format!("deployment {id} of the group is running"),
@@ -274,24 +293,39 @@ fn with_document(
     }
 }
 
-/// The decision for a candidate that Systems Manager does not know.
-fn decide_unmanaged(candidate: &Candidate, group: &Circumstances) -> Decision {
-    let skipped = |reason: &str| Decision::Leave(Cause::Skipped, reason.to_owned());
-    let unreachable = |reason: &str| Decision::Leave(Cause::Unreachable, reason.to_owned());
-    let lifecycle = candidate.lifecycle.as_ref();
-    if lifecycle.is_some_and(Lifecycle::is_member) {
-        return unreachable(
-            "not managed by Systems Manager, though a member of its Auto Scaling group",
-        );
-    }
-    if !group.tag_filters {
-        return skipped("scaled in: no member of an Auto Scaling group any more");
-    }
-    if group.old_deployment {
-        return skipped("not known to Systems Manager any more; the deployment is over a day old");
-    }
-    match candidate.reached {
-        Some(false) => skipped("the deployment did not reach it (stopped?)"),
-        Some(true) | None => unreachable("not managed by Systems Manager"),
+/// The decision for a candidate that Systems Manager does not reach: whether it matters depends on whether it runs.
+fn decide_unreached(
+    candidate: &Candidate,
+    group: &Circumstances,
+    running: Option<&str>,
+) -> Decision {
+    let manager = match &candidate.node {
+        None => "not managed by Systems Manager".to_owned(),
+        Some(Node {
+            ping,
+            last_ping: Some(since),
+            ..
+        }) => format!("Systems Manager: {ping}, offline since {since}"),
+        Some(Node { ping, .. }) => format!("Systems Manager: {ping}"),
+    };
+    let reason = match &candidate.machine {
+        Machine::Is(State::Pending | State::Running) => format!("it runs; {manager}"),
+        Machine::Is(State::Unknown(word)) => {
+            format!("EC2 says {}; {manager}", quoted(word))
+        }
+        Machine::Is(
+            gone @ (State::Stopping | State::Stopped | State::ShuttingDown | State::Terminated),
+        ) => return Decision::Leave(Cause::Skipped, format!("EC2: {gone}")),
+        Machine::NotThere if group.long_ago => {
+            let reason = "gone: EC2 does not know it, and the deployment is over an hour old";
+            return Decision::Leave(Cause::Skipped, reason.to_owned());
+        }
+        Machine::NotThere => format!("EC2 does not know it; {manager}"),
+        Machine::Untold => format!("EC2 does not say whether it runs; {manager}"),
+    };
+    match running {
+        None => Decision::AskAgain(reason),
+        // Nothing will be sent there anyway.
+        Some(_) => Decision::Leave(Cause::Unreachable, reason),
     }
 }

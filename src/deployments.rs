@@ -1,11 +1,10 @@
-//! From an order to the deployment groups it concerns: which deployments, of which groups, to which targets, and
-//! since when an agent counts as fresh.
+//! From an order to the deployment groups it concerns: which deployments, of which groups, to which targets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aws_sdk_codedeploy::types::{
     ComputePlatform, DeploymentCreator, DeploymentInfo, DeploymentStatus, DeploymentType,
-    TargetFilterName,
+    TargetFilterName, TimeRange,
 };
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::{Instant, timeout_at};
@@ -21,20 +20,29 @@ use crate::trigger::{Home, Order, Subject};
 /// Deployment ids in one `BatchGetDeployments`
 /// (<https://docs.aws.amazon.com/codedeploy/latest/APIReference/API_BatchGetDeployments.html>).
 const DEPLOYMENTS_BATCH: usize = 25;
-/// Of the successful deployments that `ListDeployments` gives, so many are looked at to find the last one.
+/// Of the deployments that `ListDeployments` gives, so many are looked at to find the last one.
 const RECENT_DEPLOYMENTS: usize = 100;
+/// CodeDeploy's error for the targets of a deployment that has not begun
+/// (<https://docs.aws.amazon.com/codedeploy/latest/APIReference/API_ListDeploymentTargets.html>).
+const NOT_STARTED: &str = "DeploymentNotStartedException";
+/// The states of a deployment that has ended.
+pub const ENDED: [DeploymentStatus; 3] = [
+    DeploymentStatus::Succeeded,
+    DeploymentStatus::Failed,
+    DeploymentStatus::Stopped,
+];
 
 /// A deployment group whose agents are to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// Its name.
     pub name: GroupName,
-    /// This order's deployments in the group, ascending.
+    /// This order's deployments in the group, ascending; none when it is about the present members alone.
     pub deployments: Vec<Deployment>,
-    /// An agent that started at or after this moment is fresh.
-    pub triggered_at: Timestamp,
-    /// Asked for by hand, so the deployment may be old.
-    pub by_hand: bool,
+    /// When what the order is about happened.
+    pub ordered_at: Timestamp,
+    /// Since when an agent counts as fresh, if a request says so.
+    pub asked_since: Option<Timestamp>,
 }
 
 impl Group {
@@ -48,7 +56,6 @@ impl Group {
         Unresolved {
             name: self.name,
             deployment_ids: self.deployments.into_iter().map(|d| d.id).collect(),
-            triggered_at: Some(self.triggered_at),
             problem,
         }
     }
@@ -68,7 +75,9 @@ pub struct Deployment {
     pub blue_green: bool,
     /// Made by CodeDeploy for instances that a deployment missed: it concerns its own targets only.
     pub auto_update: bool,
-    /// When it ended.
+    /// When it was created, rounded down to a second.
+    pub created_at: Option<Timestamp>,
+    /// When it ended, rounded up to a second.
     pub completed_at: Option<Timestamp>,
     /// Whom it went to.
     pub targets: BTreeSet<Target>,
@@ -81,8 +90,6 @@ pub struct Unresolved {
     pub name: GroupName,
     /// The deployments as far as they are known.
     pub deployment_ids: Vec<Name>,
-    /// Since when an agent counts as fresh, as far as it is known.
-    pub triggered_at: Option<Timestamp>,
     /// Why.
     pub problem: Problem,
 }
@@ -120,7 +127,7 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
             execution_id,
         } => {
             let client = clients.in_region(&order.region);
-            let actions = pipeline::actions(&client, order, home, pipeline, execution_id);
+            let actions = pipeline::actions(&client, order, home, pipeline, execution_id, true);
             match timeout_at(by, actions).await {
                 Ok(Ok(Actions::None(reason))) => return Found::Nothing(reason),
                 Ok(Ok(Actions::Some { wanted, problems })) => (wanted, problems),
@@ -206,7 +213,7 @@ enum Resolved {
     NotOurs(String),
 }
 
-/// Reads the group's deployments and their targets. Without ids, the last successful one is meant.
+/// Reads the group's deployments and their targets. Without ids, the last ones are meant.
 async fn resolve(
     clients: &Clients,
     order: &Order,
@@ -217,40 +224,78 @@ async fn resolve(
     ids.sort();
     ids.dedup();
     let client = clients.in_region(&name.region);
-    let infos = async {
-        if ids.is_empty() {
-            return last_successful(&client, &name).await;
-        }
-        try_join_all(ids.iter().map(|id| get_deployment(&client, id)))
+    let found = async {
+        let deployments = match ids.is_empty() {
+            true => last_deployments(&client, &name).await?,
+            false => get_named(&client, &name, &ids).await?,
+        };
+        let mut deployments = match deployments {
+            Ok(deployments) => deployments,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let listed = deployments.iter_mut().map(async |deployment| {
+            deployment.targets = list_targets(&client, deployment).await?;
+            Ok(())
+        });
+        try_join_all(listed)
             .await
-            .map_err(|error| Problem::of_call(Step::Deployments, &error))
+            .map_err(|error| Problem::of_call(Step::Deployments, &error))?;
+        deployments.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(Ok(deployments))
     };
-    let infos = timeout_at(by, infos)
+    let found = timeout_at(by, found)
         .await
         .unwrap_or_else(|_| Err(Problem::out_of_time(Step::Deployments)));
-    let mut group = match infos.and_then(|infos| read_group(order, &name, &infos)) {
-        Ok(Ok(group)) => group,
-        Ok(Err(reason)) => return Resolved::NotOurs(reason),
-        Err(problem) => {
-            return Resolved::Unresolved(Unresolved {
-                name,
-                deployment_ids: ids,
-                triggered_at: None,
-                problem,
-            });
+    match found {
+        Ok(Ok(deployments)) => Resolved::Ours(Group {
+            name,
+            deployments,
+            ordered_at: order.time,
+            asked_since: order.since,
+        }),
+        Ok(Err(reason)) => Resolved::NotOurs(reason),
+        Err(problem) => Resolved::Unresolved(Unresolved {
+            name,
+            deployment_ids: ids,
+            problem,
+        }),
+    }
+}
+
+/// These deployments, as far as they are the function's; or why none of them is.
+async fn get_named(
+    client: &RegionClients,
+    name: &GroupName,
+    ids: &[Name],
+) -> Result<Result<Vec<Deployment>, String>, Problem> {
+    let infos = try_join_all(ids.iter().map(|id| get_deployment(client, id)))
+        .await
+        .map_err(|error| Problem::of_call(Step::Deployments, &error))?;
+    let (mut deployments, mut reasons) = (Vec::new(), Vec::new());
+    for info in &infos {
+        if !belongs_to(info, name) {
+            return Err(Problem::new(
+                Step::Deployments,
+                Code::ForeignDeployment,
+                format!(
+                    "deployment {} belongs to {}/{}, not to {name}",
+                    info.deployment_id().unwrap_or("?"),
+                    info.application_name().unwrap_or("?"),
+                    info.deployment_group_name().unwrap_or("?"),
+                ),
+            ));
         }
-    };
-    let targets = group.deployments.iter_mut().map(async |deployment| {
-        deployment.targets = list_targets(&client, deployment).await?;
-        Ok(())
-    });
-    let listed = timeout_at(by, try_join_all(targets)).await;
-    match listed {
-        Ok(Ok(_)) => Resolved::Ours(group),
-        Ok(Err(error)) => {
-            Resolved::Unresolved(group.unresolved(Problem::of_call(Step::Deployments, &error)))
+        match not_ours(info) {
+            Some(reason) => reasons.push(reason),
+            None => deployments.push(
+                read_deployment(info)
+                    .map_err(|error| Problem::of_call(Step::Deployments, &error))?,
+            ),
         }
-        Err(_) => Resolved::Unresolved(group.unresolved(Problem::out_of_time(Step::Deployments))),
+    }
+    match deployments.is_empty() {
+        true => Ok(Err(reasons.join("; "))),
+        false => Ok(Ok(deployments)),
     }
 }
 
@@ -267,84 +312,58 @@ async fn get_deployment(client: &RegionClients, id: &Name) -> Result<DeploymentI
         .ok_or_else(|| CallError::incomplete(OPERATION, id.as_str(), "deploymentInfo"))
 }
 
-/// The group, its targets not listed yet; or why it is none of ours.
-fn read_group(
-    order: &Order,
-    name: &GroupName,
-    infos: &[DeploymentInfo],
-) -> Result<Result<Group, String>, Problem> {
-    let mut deployments = Vec::new();
-    let mut reasons = Vec::new();
-    for info in infos {
-        let id = info.deployment_id().unwrap_or_default();
-        if !belongs_to(info, name) {
-            return Err(Problem::new(
-                Step::Deployments,
-                Code::ForeignDeployment,
-                format!(
-                    "deployment {id} belongs to {}/{}, not to {name}",
-                    info.application_name().unwrap_or("?"),
-                    info.deployment_group_name().unwrap_or("?"),
-                ),
-            ));
-        }
-        match not_ours(info) {
-            Some(reason) => reasons.push(reason),
-            None => deployments.push(read_deployment(info)?),
-        }
-    }
-    if deployments.is_empty() {
-        return Ok(Err(reasons.join("; ")));
-    }
-    deployments.sort_by(|a, b| a.id.cmp(&b.id));
-    let by_hand = matches!(order.subject, Subject::Request { .. });
-    // One whose end is not told may have ended last, but no later than the order came.
-    let all_told = deployments.iter().all(|d| d.completed_at.is_some());
-    let completed = deployments.iter().filter_map(|d| d.completed_at).max();
-    let usable = completed.filter(|_| all_told && !by_hand);
-    Ok(Ok(Group {
-        name: name.clone(),
-        triggered_at: usable.unwrap_or(order.time),
-        deployments,
-        by_hand,
-    }))
-}
-
 fn belongs_to(info: &DeploymentInfo, name: &GroupName) -> bool {
     info.application_name() == Some(name.application.as_str())
         && info.deployment_group_name() == Some(name.deployment_group.as_str())
 }
 
-fn read_deployment(info: &DeploymentInfo) -> Result<Deployment, Problem> {
+/// Reads a deployment; its targets are not listed yet.
+///
+/// # Errors
+/// When CodeDeploy does not tell its id.
+pub fn read_deployment(info: &DeploymentInfo) -> Result<Deployment, CallError> {
     let style = info.deployment_style().and_then(|s| s.deployment_type());
     let id = info.deployment_id().and_then(Name::read).ok_or_else(|| {
-        let error = CallError::incomplete("codedeploy:GetDeployment", "deployment", "deploymentId");
-        Problem::of_call(Step::Deployments, &error)
+        CallError::incomplete("codedeploy:GetDeployment", "deployment", "deploymentId")
     })?;
     Ok(Deployment {
         id,
         blue_green: style == Some(&DeploymentType::BlueGreen),
         auto_update: info.creator() == Some(&DeploymentCreator::CodeDeployAutoUpdate),
+        created_at: info.create_time().map(Timestamp::rounded_down),
         completed_at: info.complete_time().map(Timestamp::rounded_up),
         targets: BTreeSet::new(),
     })
 }
 
+/// Why a deployment concerns no instances, if it does not: then no deployment of its group does.
+fn for_no_instances(info: &DeploymentInfo) -> Option<String> {
+    let id = info.deployment_id().unwrap_or_default();
+    let platform = info.compute_platform()?;
+    (*platform != ComputePlatform::Server)
+        .then(|| format!("deployment {id} is for {platform}, not for instances"))
+}
+
 /// Why a deployment is none of ours, if it is not.
 fn not_ours(info: &DeploymentInfo) -> Option<String> {
     let id = info.deployment_id().unwrap_or_default();
-    match info.compute_platform() {
-        None | Some(ComputePlatform::Server) => {}
-        Some(other) => {
-            return Some(format!(
-                "deployment {id} is for {}, not for instances",
-                other.as_str()
-            ));
-        }
+    if let Some(reason) = for_no_instances(info) {
+        return Some(reason);
     }
-    by_auto_scaling(info).then(|| {
-        format!("deployment {id} was made by Auto Scaling: its instances are starting or leaving")
-    })
+    if by_auto_scaling(info) {
+        return Some(format!(
+            "deployment {id} was made by Auto Scaling: its instances are starting or leaving"
+        ));
+    }
+    never_began(info).then(|| format!("deployment {id} ended before it deployed anything"))
+}
+
+/// Whether the deployment ended without having begun: no agent had anything to do with it.
+pub fn never_began(info: &DeploymentInfo) -> bool {
+    matches!(
+        info.status(),
+        Some(DeploymentStatus::Failed | DeploymentStatus::Stopped)
+    ) && info.start_time().is_none()
 }
 
 /// Whether Auto Scaling made the deployment, for an instance that it launches or terminates.
@@ -354,36 +373,49 @@ pub fn by_auto_scaling(info: &DeploymentInfo) -> bool {
     matches!(creator, "autoscaling" | "autoscalingTermination")
 }
 
-/// The last deployment of the group that succeeded and was made by a person or a pipeline.
-async fn last_successful(
+/// The last deployment of the group that ended and the last one that succeeded (one that failed may have missed most of the
+/// hosts), of those that a person or a pipeline made. None when there is none among those that are looked at: then the
+/// present members are meant. Why it is none of ours when there never was a deployment.
+async fn last_deployments(
     client: &RegionClients,
     name: &GroupName,
-) -> Result<Vec<DeploymentInfo>, Problem> {
+) -> Result<Result<Vec<Deployment>, String>, Problem> {
     let call = |error: CallError| Problem::of_call(Step::Deployments, &error);
-    let succeeded = [DeploymentStatus::Succeeded];
-    let mut ids = list_deployments(client, name, &succeeded, RECENT_DEPLOYMENTS)
+    let mut ids = list_deployments(client, name, &[], None, RECENT_DEPLOYMENTS)
         .await
         .map_err(call)?;
+    if ids.is_empty() {
+        return Ok(Err(format!("{name} never had a deployment")));
+    }
     ids.truncate(RECENT_DEPLOYMENTS);
     let infos = get_deployments(client, name, &ids).await.map_err(call)?;
-    let last = infos
-        .into_iter()
-        .filter(|info| {
-            !by_auto_scaling(info)
-                && info.creator() != Some(&DeploymentCreator::CodeDeployAutoUpdate)
-        })
-        .max_by_key(|info| info.complete_time().copied());
-    match last {
-        Some(info) => Ok(vec![info]),
-        None => Err(Problem::new(
-            Step::Deployments,
-            Code::NoDeployment,
-            format!("{name} has no successful deployment among its last {RECENT_DEPLOYMENTS}"),
-        )),
+    if let Some(reason) = infos.iter().find_map(for_no_instances) {
+        return Ok(Err(reason));
     }
+    let ended = |info: &&DeploymentInfo| {
+        info.status().is_some_and(|status| ENDED.contains(status))
+            && not_ours(info).is_none()
+            && info.creator() != Some(&DeploymentCreator::CodeDeployAutoUpdate)
+    };
+    let succeeded = |info: &&DeploymentInfo| info.status() == Some(&DeploymentStatus::Succeeded);
+    let newest = |info: &&DeploymentInfo| info.complete_time().copied();
+    let last = infos.iter().filter(ended).max_by_key(newest);
+    let good = infos
+        .iter()
+        .filter(ended)
+        .filter(succeeded)
+        .max_by_key(newest);
+    let mut deployments = Vec::new();
+    for info in last.into_iter().chain(good) {
+        let deployment = read_deployment(info).map_err(call)?;
+        if !deployments.contains(&deployment) {
+            deployments.push(deployment);
+        }
+    }
+    Ok(Ok(deployments))
 }
 
-/// The ids of the group's deployments in these states, until there are `enough`.
+/// The ids of the group's deployments in these states (none means all), created since then, until there are `enough`.
 ///
 /// # Errors
 /// When the call fails for good.
@@ -391,16 +423,21 @@ pub async fn list_deployments(
     client: &RegionClients,
     name: &GroupName,
     statuses: &[DeploymentStatus],
+    since: Option<Timestamp>,
     enough: usize,
 ) -> Result<Vec<String>, CallError> {
     const OPERATION: &str = "codedeploy:ListDeployments";
+    let statuses = Some(statuses.to_vec()).filter(|statuses| !statuses.is_empty());
+    let since = since.map(|since| TimeRange::builder().start(since.into()).build());
+    let (statuses, since) = (&statuses, &since);
     first_pages(OPERATION, enough, |token| async move {
         let page = client
             .codedeploy
             .list_deployments()
             .application_name(name.application.as_str())
             .deployment_group_name(name.deployment_group.as_str())
-            .set_include_only_statuses(Some(statuses.to_vec()))
+            .set_include_only_statuses(statuses.clone())
+            .set_create_time_range(since.clone())
             .set_next_token(token)
             .send()
             .await
@@ -435,32 +472,56 @@ pub async fn get_deployments(
     Ok(try_join_all(batches).await?.into_iter().flatten().collect())
 }
 
-/// Whom a deployment went to. For blue/green only the green ones: CodeDeploy refuses the label for a deployment in
-/// place.
-async fn list_targets(
+/// Whom a deployment went to; nobody yet when it has not begun. Of blue/green all but those that are labelled blue: these
+/// go, and an answer may lack labels.
+///
+/// # Errors
+/// When the call fails for good.
+pub async fn list_targets(
     client: &RegionClients,
     deployment: &Deployment,
 ) -> Result<BTreeSet<Target>, CallError> {
+    let all = list_labelled(client, deployment, None).await?;
+    if !deployment.blue_green || all.is_empty() {
+        return Ok(all);
+    }
+    let blue = list_labelled(client, deployment, Some("Blue")).await?;
+    Ok(all.difference(&blue).cloned().collect())
+}
+
+async fn list_labelled(
+    client: &RegionClients,
+    deployment: &Deployment,
+    label: Option<&str>,
+) -> Result<BTreeSet<Target>, CallError> {
     const OPERATION: &str = "codedeploy:ListDeploymentTargets";
-    let ids = pages(OPERATION, |token| async move {
-        let mut call = client
+    let filter = label.map(|label| {
+        HashMap::from([(
+            TargetFilterName::ServerInstanceLabel,
+            vec![label.to_owned()],
+        )])
+    });
+    let filter = &filter;
+    let listed = pages(OPERATION, |token| async move {
+        let page = client
             .codedeploy
             .list_deployment_targets()
             .deployment_id(deployment.id.as_str())
-            .set_next_token(token);
-        if deployment.blue_green {
-            call = call.target_filters(
-                TargetFilterName::ServerInstanceLabel,
-                vec!["Green".to_owned()],
-            );
-        }
-        let page = call.send().await.map_err(|error| {
-            CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
-        })?;
+            .set_target_filters(filter.clone())
+            .set_next_token(token)
+            .send()
+            .await
+            .map_err(|error| {
+                CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
+            })?;
         Ok((page.target_ids.unwrap_or_default(), page.next_token))
     })
-    .await?;
-    Ok(ids.iter().map(|id| Target::read(id)).collect())
+    .await;
+    match listed {
+        Ok(ids) => Ok(ids.iter().map(|id| Target::read(id)).collect()),
+        Err(error) if error.code == Code::Aws(NOT_STARTED.to_owned()) => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -481,11 +542,12 @@ mod tests {
                 id: text("d-1"),
                 blue_green: false,
                 auto_update: false,
+                created_at: None,
                 completed_at: None,
                 targets: targets.iter().map(|id| Target::read(id)).collect(),
             }],
-            triggered_at: Timestamp(0),
-            by_hand: false,
+            ordered_at: Timestamp(0),
+            asked_since: None,
         }
     }
 

@@ -1,24 +1,26 @@
 //! The instances of a deployment group, and what is known of each: CodeDeploy has evaluated tag filters already,
 //! so it is asked *who was deployed to*; Auto Scaling adds the members of now; Systems Manager says who can be
-//! reached. What to do with each is decided in [`decision`](crate::decision).
+//! reached, and EC2 whether the others run. What to do with each is decided in [`decision`](crate::decision).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_autoscaling::types::AutoScalingInstanceDetails;
-use aws_sdk_codedeploy::types::{
-    DeploymentGroupInfo, DeploymentTarget, InstanceTarget, LifecycleEventStatus, TargetStatus,
-};
+use aws_sdk_codedeploy::types::DeploymentGroupInfo;
 use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use crate::aws::{ATTEMPT_TIMEOUT, RegionClients, pages};
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Candidate, Circumstances, Decision, Lifecycle, Node, Target, decide};
-use crate::deployments::{Deployment, Group};
+use crate::decision::{
+    Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Target, decide,
+};
+use crate::deployments::Group;
+use crate::ec2;
 use crate::ids::{GroupName, InstanceId};
 use crate::platform::{Platform, PlatformType};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
+use crate::quiet::Running;
 use crate::text::{harmless, plain};
 
 /// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
@@ -30,14 +32,13 @@ const LIFECYCLE_BATCH: usize = 50;
 /// (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_DescribeInstanceInformation.html>).
 const INVENTORY_BATCH: usize = 50;
 const INVENTORY_PAGE: i32 = 50;
-/// Target ids in one `BatchGetDeploymentTargets`.
-const TARGETS_BATCH: usize = 25;
 /// Characters of an instance's name.
 const MAX_NAME: usize = 100;
 /// Characters of the names of Auto Scaling groups.
 const MAX_SHOWN: usize = 300;
-/// Seconds after which the targets of a deployment that a request names may well be gone.
-const OLD_DEPLOYMENT: u64 = 24 * 60 * 60;
+/// Seconds for which EC2 shows an instance that was terminated, about
+/// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/terminating-instances.html>).
+const TERMINATED_ARE_SHOWN: u64 = 60 * 60;
 
 /// The instances of one group, each with its decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +62,14 @@ pub struct Instance {
     pub decision: Decision,
 }
 
-/// Finds a group's instances and decides for each. `running` is another deployment of the group that still runs.
+/// Finds a group's instances and decides for each.
 ///
 /// # Errors
 /// When an answer is missing without which nobody can be told apart.
 pub async fn find(
     client: &RegionClients,
     group: &Group,
-    running: Option<String>,
+    running: Running,
     platforms: Vec<Platform>,
     clock: &Clock,
 ) -> Result<Fleet, CallError> {
@@ -81,7 +82,7 @@ pub async fn find(
         .map(|target| (target.clone(), Candidate::default()))
         .collect();
     // Deployments that CodeDeploy made for instances it had missed concern these alone.
-    if !group.deployments.iter().all(|d| d.auto_update) {
+    if group.deployments.is_empty() || !group.deployments.iter().all(|d| d.auto_update) {
         let present = members.lifecycles.keys().cloned();
         candidates.extend(present.map(|id| (Target::Instance(id), Candidate::default())));
     }
@@ -93,33 +94,38 @@ pub async fn find(
         candidate.lifecycle = target.instance().and_then(|id| lifecycles.remove(id));
     }
 
-    let asked = instances(&candidates, |_, candidate| may_stay(candidate));
+    let asked = instances(&candidates, |_, candidate| candidate.may_stay());
     let mut nodes = describe_nodes(client, &asked).await?;
     for (target, candidate) in &mut candidates {
         candidate.node = target.instance().and_then(|id| nodes.remove(id));
     }
 
+    let ends = group.deployments.iter().filter_map(|d| d.completed_at);
     let circumstances = Circumstances {
         running,
-        tag_filters: has_tag_filters(&info),
-        old_deployment: group.by_hand
-            && group
-                .deployments
-                .iter()
-                .filter_map(|d| d.completed_at)
-                .max()
-                .is_some_and(|ended| clock.now().seconds_since(ended) > OLD_DEPLOYMENT),
+        long_ago: ends
+            .max()
+            .is_some_and(|ended| clock.now().seconds_since(ended) > TERMINATED_ARE_SHOWN),
         platforms,
     };
     let mut problems = Problems::default();
     problems.extend(missing_groups(&group.name, &members.missing));
+    if candidates.is_empty() {
+        problems.note(no_targets(group));
+    }
     // Without this answer those it is about count as unreachable, and the others go on.
-    let reached = find_out_who_was_reached(client, group, &circumstances, &mut candidates).await;
-    problems.extend(
-        reached
-            .err()
-            .map(|error| Problem::of_call(Step::Fleet, &error)),
-    );
+    let unreached = instances(&candidates, |_, candidate| {
+        candidate.may_stay() && !candidate.is_online()
+    });
+    match describe_machines(client, &unreached).await {
+        Ok(mut machines) => {
+            for (target, candidate) in &mut candidates {
+                let machine = target.instance().and_then(|id| machines.remove(id));
+                candidate.machine = machine.unwrap_or_default();
+            }
+        }
+        Err(error) => problems.note(Problem::of_call(Step::Fleet, &error)),
+    }
 
     let instances = candidates
         .into_iter()
@@ -142,7 +148,7 @@ pub async fn find(
 pub enum Question {
     /// Their lifecycle: they count as online still, and are all of this platform.
     Lifecycle(Platform),
-    /// Their lifecycle, and whether Systems Manager reaches them.
+    /// Their lifecycle, whether Systems Manager reaches them, and else whether they run.
     LifecycleAndInventory,
 }
 
@@ -168,18 +174,28 @@ pub async fn decide_again(
             .map(|id| (id.clone(), Node::online(platform)))
             .collect(),
     };
-    let decisions = ids
+    let mut candidates: BTreeMap<Target, Candidate> = ids
         .iter()
         .map(|id| {
             let candidate = Candidate {
                 lifecycle: lifecycles.remove(id),
                 node: nodes.remove(id),
-                reached: None,
+                machine: Machine::Untold,
             };
-            let target = Target::Instance(id.clone());
-            (id.clone(), decide(&target, &candidate, circumstances))
+            (Target::Instance(id.clone()), candidate)
         })
         .collect();
+    let unreached = instances(&candidates, |_, candidate| {
+        candidate.may_stay() && !candidate.is_online()
+    });
+    let mut machines = describe_machines(client, &unreached).await?;
+    let mut decisions = BTreeMap::new();
+    for (target, candidate) in &mut candidates {
+        if let Some(id) = target.instance() {
+            candidate.machine = machines.remove(id).unwrap_or_default();
+            decisions.insert(id.clone(), decide(target, candidate, circumstances));
+        }
+    }
     Ok((decisions, read_at))
 }
 
@@ -194,11 +210,6 @@ fn instances(
         .filter(|(id, candidate)| fits(id, candidate))
         .map(|(id, _)| id.clone())
         .collect()
-}
-
-/// Whether its lifecycle leaves the decision open.
-fn may_stay(candidate: &Candidate) -> bool {
-    candidate.lifecycle.as_ref().is_none_or(Lifecycle::stays)
 }
 
 async fn get_group(
@@ -226,12 +237,6 @@ fn auto_scaling_groups(info: &DeploymentGroupInfo) -> Vec<String> {
         .filter_map(|group| group.name().map(str::to_owned))
         .collect();
     names.into_iter().collect()
-}
-
-/// An empty list of filters matches nothing, not everything.
-fn has_tag_filters(info: &DeploymentGroupInfo) -> bool {
-    let tag_set = info.ec2_tag_set().map(|set| set.ec2_tag_set_list());
-    !info.ec2_tag_filters().is_empty() || tag_set.is_some_and(|list| !list.is_empty())
 }
 
 /// The present members of Auto Scaling groups, and the groups that do not exist.
@@ -296,6 +301,30 @@ fn missing_groups(group: &GroupName, missing: &[String]) -> Option<Problem> {
             ),
         )
     })
+}
+
+fn no_targets(group: &Group) -> Problem {
+    let name = &group.name;
+    let (code, message) = match group.deployments.is_empty() {
+        true => (
+            Code::NoDeployment,
+            format!(
+                "none of the last deployments of {name} was made by a person or a pipeline, and it has no Auto Scaling \
+                 members: whom it concerns is not known"
+            ),
+        ),
+        false => {
+            let ids: Vec<&str> = group.deployments.iter().map(|d| d.id.as_str()).collect();
+            let ids = ids.join(", ");
+            (
+                Code::NoTargets,
+                format!(
+                    "CodeDeploy lists no target for {ids} of {name}, and it has no Auto Scaling members"
+                ),
+            )
+        }
+    };
+    Problem::new(Step::Fleet, code, message)
 }
 
 /// What Auto Scaling knows of these instances. Those it does not know are absent.
@@ -425,98 +454,22 @@ fn read_node(info: &InstanceInformation) -> Node {
     }
 }
 
-/// Asks CodeDeploy about the targets that Systems Manager does not know: it also lists instances that were
-/// stopped during the deployment, and those have no agent to restart.
-async fn find_out_who_was_reached(
+/// What EC2 says of each of these.
+async fn describe_machines(
     client: &RegionClients,
-    group: &Group,
-    circumstances: &Circumstances,
-    candidates: &mut BTreeMap<Target, Candidate>,
-) -> Result<(), CallError> {
-    if !circumstances.tag_filters || circumstances.old_deployment {
-        return Ok(());
+    ids: &[InstanceId],
+) -> Result<BTreeMap<InstanceId, Machine>, CallError> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
     }
-    let unknown: BTreeSet<Target> = candidates
+    let mut states = ec2::states(client, ids).await?;
+    let machine = |id: &InstanceId| match states.remove(id) {
+        Some(state) => Machine::Is(state),
+        None => Machine::NotThere,
+    };
+    Ok(ids
         .iter()
-        .filter(|(target, c)| target.instance().is_some() && c.node.is_none() && may_stay(c))
-        .filter(|(_, c)| !c.lifecycle.as_ref().is_some_and(Lifecycle::is_member))
-        .map(|(target, _)| target.clone())
-        .collect();
-    for deployment in &group.deployments {
-        let asked: Vec<String> = deployment
-            .targets
-            .intersection(&unknown)
-            .map(ToString::to_string)
-            .collect();
-        for target in get_targets(client, deployment, &asked).await? {
-            let id = target.target_id().map(Target::read);
-            let Some(candidate) = id.and_then(|id| candidates.get_mut(&id)) else {
-                continue;
-            };
-            // Reached by any of the deployments is reached.
-            candidate.reached = Some(candidate.reached.unwrap_or(false) || was_reached(&target));
-        }
-    }
-    Ok(())
-}
-
-async fn get_targets(
-    client: &RegionClients,
-    deployment: &Deployment,
-    ids: &[String],
-) -> Result<Vec<InstanceTarget>, CallError> {
-    const OPERATION: &str = "codedeploy:BatchGetDeploymentTargets";
-    let batches = ids.chunks(TARGETS_BATCH).map(|batch| async move {
-        client
-            .codedeploy
-            .batch_get_deployment_targets()
-            .deployment_id(deployment.id.as_str())
-            .set_target_ids(Some(batch.to_vec()))
-            .send()
-            .await
-            .map(|answer| answer.deployment_targets.unwrap_or_default())
-            .map_err(|error| {
-                CallError::new(OPERATION, format!("deployment {}", deployment.id), &error)
-            })
-    });
-    Ok(try_join_all(batches)
-        .await?
-        .into_iter()
-        .flatten()
-        .filter_map(|target: DeploymentTarget| target.instance_target)
+        .map(|id| id.clone())
+        .zip(ids.iter().map(machine))
         .collect())
-}
-
-/// Whether the deployment did anything on the target: a lifecycle event that only waits is nothing.
-fn was_reached(target: &InstanceTarget) -> bool {
-    let untouched = matches!(
-        target.status(),
-        Some(TargetStatus::Pending | TargetStatus::Skipped)
-    );
-    let started = target.lifecycle_events().iter().any(|event| {
-        !matches!(
-            event.status(),
-            None | Some(LifecycleEventStatus::Pending | LifecycleEventStatus::Skipped)
-        )
-    });
-    !untouched && started
-}
-
-#[cfg(test)]
-mod tests {
-    use aws_sdk_codedeploy::types::{Ec2TagFilter, Ec2TagSet};
-
-    use super::*;
-
-    #[test]
-    fn a_tag_set_counts_like_tag_filters_and_an_empty_one_like_none() {
-        let filter = || Ec2TagFilter::builder().key("app").build();
-        let info = DeploymentGroupInfo::builder;
-        let set = |list| Ec2TagSet::builder().set_ec2_tag_set_list(list).build();
-        assert!(!has_tag_filters(&info().build()));
-        assert!(has_tag_filters(&info().ec2_tag_filters(filter()).build()));
-        assert!(!has_tag_filters(&info().ec2_tag_set(set(None)).build()));
-        let some = set(Some(vec![vec![filter()]]));
-        assert!(has_tag_filters(&info().ec2_tag_set(some).build()));
-    }
 }

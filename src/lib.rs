@@ -43,7 +43,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, join_all, try_join};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -56,6 +56,7 @@ pub mod deployments;
 pub mod document;
 pub mod ec2;
 pub mod flights;
+pub mod freshness;
 pub mod ids;
 pub mod inventory;
 pub mod kind;
@@ -80,8 +81,10 @@ use aws::{Clients, RegionClients};
 use clock::Clock;
 use decision::Decision;
 use deployments::{Found, Group};
+use freshness::Freshness;
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
+use quiet::Running;
 use report::{GroupReport, Report};
 use settings::{Documents, Settings};
 use trigger::{EventError, Home, Order, Trigger};
@@ -238,8 +241,9 @@ impl Restarter {
         let begun = clock.elapsed();
         let client = self.clients.in_region(&group.name.region);
         let documents = &self.settings.documents;
-        let fleet = match find_fleet(&client, &group, documents, clock, left, way).await {
-            Ok(fleet) => fleet,
+        let found = find_fleet(&client, &group, documents, clock, left, way).await;
+        let (fleet, fresh) = match found {
+            Ok(found) => found,
             Err(problem) => {
                 return GroupReport::unresolved(group.unresolved(problem), clock.elapsed() - begun);
             }
@@ -247,7 +251,8 @@ impl Restarter {
         let results = match way {
             Way::Plan => None,
             Way::Restart | Way::TooLate => {
-                Some(restart::restart(&client, &self.settings, clock, &group, &fleet).await)
+                let settings = &self.settings;
+                Some(restart::restart(&client, settings, clock, &group, &fleet, &fresh).await)
             }
         };
         GroupReport::of(group, fleet, results, clock.elapsed() - begun)
@@ -302,8 +307,9 @@ enum Way {
     Plan,
 }
 
-/// A group's instances with their decisions, once no other deployment of the group runs; all `busy` if one still
-/// does. A plan looks once, without waiting; a group that is too late does not look.
+/// A group's instances with their decisions, once no other deployment runs that concerns the whole group (all `busy` if one
+/// still does), and since when their agents count as fresh. A plan looks once, without waiting; a group that is too late
+/// does not look.
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
@@ -311,14 +317,18 @@ async fn find_fleet(
     clock: &Clock,
     left: Duration,
     way: Way,
-) -> Result<Fleet, Problem> {
+) -> Result<(Fleet, Freshness), Problem> {
     let running = match way {
-        Way::TooLate => None,
-        Way::Restart => quiet::running_deployment(client, &group.name, clock, true).await?,
-        Way::Plan => quiet::running_deployment(client, &group.name, clock, false).await?,
+        Way::TooLate => Running::default(),
+        Way::Restart => quiet::running_deployments(client, &group.name, clock, true).await?,
+        Way::Plan => quiet::running_deployments(client, &group.name, clock, false).await?,
     };
     let by = (Instant::now() + left).min(clock.until());
-    let found = inventory::find(client, group, running, documents.platforms(), clock);
+    let found = try_join(
+        inventory::find(client, group, running, documents.platforms(), clock),
+        // A deployment that was waited for counts.
+        freshness::read(client, group),
+    );
     match timeout_at(by, found).await {
         Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
         Err(_) if way == Way::TooLate && Instant::now() >= clock.until() => Err(Problem::new(

@@ -254,8 +254,8 @@ fn group_text(order: &Order, group: &GroupReport, home: &Home, size: Size) -> St
     write_sections(&mut text, &others);
     if group.severity() > Severity::Ok {
         text.push_str("\nRepeat by hand (leaves agents alone that are fresh by now):\n");
-        let time = group.triggered_at.unwrap_or(order.time);
-        for command in advice::repeat_commands(&group.name, &group.deployment_ids, time, home) {
+        let (ids, since) = (&group.deployment_ids, order.since);
+        for command in advice::repeat_commands(&group.name, ids, since, home) {
             let _ = writeln!(text, "  {command}");
         }
         let more = group.deployment_ids.len().saturating_sub(MAX_COMMANDS);

@@ -9,14 +9,17 @@ use aws_sdk_codepipeline::types::{
 use tokio::time::{Instant, sleep};
 
 use crate::aws::{RegionClients, pages};
+use crate::clock::Timestamp;
 use crate::ids::{AccountId, Arn, GroupName, Name, Region};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::trigger::{Home, Order};
 
-/// CodePipeline's list may lag behind its event: it is asked again this often …
+/// CodePipeline's list may lag behind its event, each row by itself: it is asked again this often …
 const LIST_LAG_PAUSE: Duration = Duration::from_secs(5);
 /// … for this long.
 const LIST_LAG_LIMIT: Duration = Duration::from_secs(30);
+/// An execution succeeds at the end of its last action: a list whose last action ended this many seconds earlier lacks one.
+const LAST_END_SECONDS: i64 = 30;
 /// Action executions on one page
 /// (<https://docs.aws.amazon.com/codepipeline/latest/APIReference/API_ListActionExecutions.html>).
 const ACTIONS_PAGE: i32 = 100;
@@ -34,67 +37,106 @@ pub enum Actions {
     },
 }
 
-/// Reads the execution's CodeDeploy actions that succeeded.
+/// Reads the execution's CodeDeploy actions that have ended: one that failed or was abandoned has deployed as well.
 ///
 /// # Errors
-/// When CodePipeline does not tell, or its list does not settle.
+/// When CodePipeline does not tell.
 pub async fn actions(
     client: &RegionClients,
     order: &Order,
     home: &Home,
     pipeline: &Name,
     execution_id: &str,
+    succeeded: bool,
 ) -> Result<Actions, Problem> {
-    let rows = settled_rows(client, pipeline, execution_id).await?;
-    let succeeded: Vec<&ActionExecutionDetail> = rows
-        .iter()
-        .filter(|row| row.status() == Some(&ActionExecutionStatus::Succeeded))
-        .collect();
-    if succeeded.is_empty() {
-        return Ok(Actions::None(format!(
-            "no CodeDeploy action succeeded in execution {execution_id} of pipeline {pipeline}"
-        )));
-    }
+    let succeeded_at = succeeded.then_some(order.time);
+    let (rows, lag) = settled_rows(client, succeeded_at, pipeline, execution_id).await?;
     let mut wanted: BTreeMap<GroupName, Vec<Name>> = BTreeMap::new();
     let mut problems = Problems::default();
-    for row in succeeded {
+    problems.extend(lag.and_then(|lag| lag.problem(pipeline, execution_id)));
+    for row in newest_per_action(&rows)
+        .values()
+        .filter(|row| has_ended(row))
+    {
         match read_action(row, order, home) {
-            Ok((name, id)) => wanted.entry(name).or_default().push(id),
+            Ok(None) => {}
+            Ok(Some((name, id))) => wanted.entry(name).or_default().push(id),
             Err(problem) => problems.note(problem),
         }
+    }
+    if wanted.is_empty() && problems.is_empty() {
+        return Ok(Actions::None(format!(
+            "no CodeDeploy action deployed anything in execution {execution_id} of pipeline {pipeline}"
+        )));
     }
     Ok(Actions::Some { wanted, problems })
 }
 
-/// The last row of each CodeDeploy action, once all of them have ended.
+/// What shows that the list of an execution's actions is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lag {
+    /// There is no row.
+    NoAction,
+    /// A CodeDeploy action has not ended.
+    Unended,
+    /// The execution succeeded long after the last of the listed actions ended. CodePipeline may have noticed that
+    /// late, so that this alone is no problem.
+    LateSuccess,
+}
+
+impl Lag {
+    fn of(rows: &[ActionExecutionDetail], succeeded_at: Option<Timestamp>) -> Option<Self> {
+        let ends = rows.iter().filter(|row| has_ended(row));
+        let last_end = ends
+            .filter_map(|row| Some(row.last_update_time()?.secs()))
+            .max();
+        let late = |at: Timestamp| {
+            let at = i64::try_from(at.0).unwrap_or(i64::MAX);
+            last_end.is_some_and(|end| end < at - LAST_END_SECONDS)
+        };
+        if rows.is_empty() {
+            Some(Self::NoAction)
+        } else if !newest_per_action(rows).values().all(|row| has_ended(row)) {
+            Some(Self::Unended)
+        } else {
+            succeeded_at.is_some_and(late).then_some(Self::LateSuccess)
+        }
+    }
+
+    fn problem(self, pipeline: &Name, execution_id: &str) -> Option<Problem> {
+        let listed = match self {
+            Self::NoAction => "no action",
+            Self::Unended => "a CodeDeploy action that has not ended",
+            Self::LateSuccess => return None,
+        };
+        let message = format!(
+            "CodePipeline still lists {listed} for execution {execution_id} of pipeline {pipeline} {} s after the event \
+             of its end",
+            LIST_LAG_LIMIT.as_secs(),
+        );
+        Some(Problem::new(
+            Step::Deployments,
+            Code::ActionsNotListed,
+            message,
+        ))
+    }
+}
+
+/// The execution's rows, once the list is whole; at the latest after the limit, with what shows that it is not.
 async fn settled_rows(
     client: &RegionClients,
+    succeeded_at: Option<Timestamp>,
     pipeline: &Name,
     execution_id: &str,
-) -> Result<Vec<ActionExecutionDetail>, Problem> {
+) -> Result<(Vec<ActionExecutionDetail>, Option<Lag>), Problem> {
     let give_up = Instant::now() + LIST_LAG_LIMIT;
     loop {
         let rows = list_actions(client, pipeline, execution_id)
             .await
             .map_err(|error| Problem::of_call(Step::Deployments, &error))?;
-        let newest = newest_per_action(rows.iter().filter(|row| is_codedeploy(row)));
-        if !rows.is_empty() && newest.values().all(|row| has_ended(row)) {
-            return Ok(newest.into_values().cloned().collect());
-        }
-        if Instant::now() >= give_up {
-            let listed = match rows.is_empty() {
-                true => "no action",
-                false => "a CodeDeploy action that has not ended",
-            };
-            return Err(Problem::new(
-                Step::Deployments,
-                Code::ActionsNotListed,
-                format!(
-                    "CodePipeline still lists {listed} for execution {execution_id} of pipeline {pipeline} \
-                     {} s after its success event",
-                    LIST_LAG_LIMIT.as_secs(),
-                ),
-            ));
+        let lag = Lag::of(&rows, succeeded_at);
+        if lag.is_none() || Instant::now() >= give_up {
+            return Ok((rows, lag));
         }
         tracing::info!(
             execution.id = %execution_id,
@@ -155,12 +197,12 @@ fn has_ended(row: &ActionExecutionDetail) -> bool {
     )
 }
 
-/// A retried stage has several rows for one action: the last one counts.
-fn newest_per_action<'a>(
-    rows: impl Iterator<Item = &'a ActionExecutionDetail>,
-) -> BTreeMap<(&'a str, &'a str), &'a ActionExecutionDetail> {
+/// The CodeDeploy actions. A retried stage has several rows for one action: the last one counts.
+fn newest_per_action(
+    rows: &[ActionExecutionDetail],
+) -> BTreeMap<(&str, &str), &ActionExecutionDetail> {
     let mut newest: BTreeMap<_, &ActionExecutionDetail> = BTreeMap::new();
-    for row in rows {
+    for row in rows.iter().filter(|row| is_codedeploy(row)) {
         let key = (
             row.stage_name().unwrap_or_default(),
             row.action_name().unwrap_or_default(),
@@ -174,12 +216,17 @@ fn newest_per_action<'a>(
     newest
 }
 
-/// The group and the deployment of a succeeded action.
+/// The group and the deployment of an action that has ended; none when it failed before it deployed anything.
 fn read_action(
     row: &ActionExecutionDetail,
     order: &Order,
     home: &Home,
-) -> Result<(GroupName, Name), Problem> {
+) -> Result<Option<(GroupName, Name)>, Problem> {
+    let output = row.output().and_then(|output| output.execution_result());
+    let id = output.and_then(|result| result.external_execution_id());
+    if id.is_none() && row.status() != Some(&ActionExecutionStatus::Succeeded) {
+        return Ok(None);
+    }
     let action = format!(
         "action {}/{}",
         row.stage_name().unwrap_or_default(),
@@ -189,7 +236,7 @@ fn read_action(
         Problem::new(
             Step::Deployments,
             Code::IncompleteAction,
-            format!("{action} succeeded, but CodePipeline shows no {what} for it"),
+            format!("{action} has ended, but CodePipeline shows no {what} for it"),
         )
     };
     let input = row.input().ok_or_else(|| lacks("input"))?;
@@ -209,10 +256,7 @@ fn read_action(
             .and_then(|value| Name::read(value))
             .ok_or_else(|| lacks(key))
     };
-    let id = row
-        .output()
-        .and_then(|output| output.execution_result())
-        .and_then(|result| result.external_execution_id())
+    let id = id
         .and_then(Name::read)
         .ok_or_else(|| lacks("deployment id"))?;
     let region = match input.region() {
@@ -225,7 +269,7 @@ fn read_action(
         application: configured("ApplicationName")?,
         deployment_group: configured("DeploymentGroupName")?,
     };
-    Ok((group, id))
+    Ok(Some((group, id)))
 }
 
 /// What belongs to another account is told, and nothing is asked there.
@@ -243,24 +287,52 @@ pub fn other_account(what: &str, account: &AccountId, home: &Home) -> Problem {
 #[cfg(test)]
 mod tests {
     use aws_sdk_codepipeline::primitives::DateTime;
+    use aws_sdk_codepipeline::types::{ActionCategory, ActionExecutionInput, ActionTypeId};
 
     use super::*;
 
+    fn row(id: &str, status: ActionExecutionStatus, seconds: i64) -> ActionExecutionDetail {
+        let kind = ActionTypeId::builder()
+            .owner(ActionOwner::Aws)
+            .category(ActionCategory::Deploy)
+            .provider("CodeDeploy")
+            .version("1")
+            .build()
+            .unwrap();
+        ActionExecutionDetail::builder()
+            .stage_name("Deploy")
+            .action_name("Deploy")
+            .action_execution_id(id)
+            .status(status)
+            .input(ActionExecutionInput::builder().action_type_id(kind).build())
+            .last_update_time(DateTime::from_secs(seconds))
+            .build()
+    }
+
+    #[test]
+    fn a_success_long_after_the_last_listed_end_means_that_a_row_is_missing() {
+        let rows = [row("a", ActionExecutionStatus::Succeeded, 100)];
+        let at = |seconds| Lag::of(&rows, Some(Timestamp(seconds)));
+        assert_eq!(at(130), None);
+        assert_eq!(at(131), Some(Lag::LateSuccess));
+        assert_eq!(
+            Lag::of(&rows, None),
+            None,
+            "only a success has to be the last"
+        );
+        assert_eq!(Lag::of(&[], None), Some(Lag::NoAction));
+        let open = [row("a", ActionExecutionStatus::InProgress, 100)];
+        assert_eq!(Lag::of(&open, None), Some(Lag::Unended));
+    }
+
     #[test]
     fn the_newest_row_counts_wherever_it_stands_in_the_list() {
-        let row = |id: &str, seconds| {
-            ActionExecutionDetail::builder()
-                .stage_name("Deploy")
-                .action_name("Deploy")
-                .action_execution_id(id)
-                .last_update_time(DateTime::from_secs(seconds))
-                .build()
-        };
+        let row = |id: &str, seconds| row(id, ActionExecutionStatus::Succeeded, seconds);
         for rows in [
             [row("old", 1), row("new", 2)],
             [row("new", 2), row("old", 1)],
         ] {
-            let newest = newest_per_action(rows.iter());
+            let newest = newest_per_action(&rows);
             let ids: Vec<_> = newest
                 .values()
                 .filter_map(|row| row.action_execution_id())

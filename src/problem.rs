@@ -44,6 +44,8 @@ pub enum Code {
     ForeignDeployment,
     /// The group has no deployment that could be meant.
     NoDeployment,
+    /// A deployment without targets, of a group without members.
+    NoTargets,
     /// The deployment group names Auto Scaling groups that do not exist.
     AutoScalingGroupMissing,
     /// The function's own time was over.
@@ -65,6 +67,7 @@ impl Code {
             Self::IncompleteAction => "IncompleteAction",
             Self::ForeignDeployment => "ForeignDeployment",
             Self::NoDeployment => "NoDeployment",
+            Self::NoTargets => "NoTargets",
             Self::AutoScalingGroupMissing => "AutoScalingGroupMissing",
             Self::NoTime => "NoTime",
         }
@@ -82,6 +85,7 @@ impl Code {
             | Self::IncompleteAction
             | Self::ForeignDeployment
             | Self::NoDeployment
+            | Self::NoTargets
             | Self::AutoScalingGroupMissing
             | Self::NoTime => false,
         }
@@ -144,6 +148,7 @@ impl Code {
             | Self::IncompleteAction
             | Self::ForeignDeployment
             | Self::NoDeployment
+            | Self::NoTargets
             | Self::AutoScalingGroupMissing => false,
         }
     }

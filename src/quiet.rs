@@ -1,5 +1,6 @@
 //! Waits until no other deployment of a group runs: their lifecycle events must not meet a restart.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aws_sdk_codedeploy::types::DeploymentStatus;
@@ -7,7 +8,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::aws::RegionClients;
 use crate::clock::Clock;
-use crate::deployments::{by_auto_scaling, get_deployments, list_deployments};
+use crate::decision::Target;
+use crate::deployments::{
+    by_auto_scaling, get_deployments, list_deployments, list_targets, read_deployment,
+};
 use crate::ids::GroupName;
 use crate::problem::{CallError, Problem, Step};
 
@@ -27,17 +31,34 @@ const UNENDED: [DeploymentStatus; 5] = [
     DeploymentStatus::Ready,
 ];
 
-/// The id of a deployment of the group that still runs, at the latest at the limit; `None` when none does. With
+/// The deployments of a group that run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// One that concerns the whole group: nobody can tell whose lifecycle events it runs.
+    pub everywhere: Option<String>,
+    /// Those that CodeDeploy made for instances that it had missed: the others have nothing to do with them.
+    pub at: BTreeMap<Target, String>,
+}
+
+impl Running {
+    /// The deployment that runs on this target, as far as can be told.
+    pub fn on(&self, target: &Target) -> Option<&str> {
+        let own = self.at.get(target);
+        self.everywhere.as_ref().or(own).map(String::as_str)
+    }
+}
+
+/// What still runs in the group: waits, at most for the limit, until there is nothing that concerns the whole group. With
 /// `patient` false it is asked once.
 ///
 /// # Errors
 /// When CodeDeploy does not tell.
-pub async fn running_deployment(
+pub async fn running_deployments(
     client: &RegionClients,
     group: &GroupName,
     clock: &Clock,
     patient: bool,
-) -> Result<Option<String>, Problem> {
+) -> Result<Running, Problem> {
     // A call that does not end must not outlast this step by much.
     let (patience, last_look) = match patient {
         true => (LIMIT, PAUSE),
@@ -56,32 +77,46 @@ pub async fn running_deployment(
                 ))
             })
             .map_err(|error| Problem::of_call(Step::Quiet, &error))?;
-        let Some(id) = running else {
-            return Ok(None);
-        };
         let now = Instant::now();
-        if now >= give_up {
-            return Ok(Some(id));
-        }
+        let Some(id) = running.everywhere.as_ref().filter(|_| now < give_up) else {
+            return Ok(running);
+        };
         tracing::info!(deployment.id = %id, "waiting for deployment {id} of {group}");
         sleep_until((now + PAUSE).min(give_up)).await;
     }
 }
 
-async fn look(client: &RegionClients, group: &GroupName) -> Result<Option<String>, CallError> {
-    let ids = list_deployments(client, group, &UNENDED, usize::MAX).await?;
-    if ids.is_empty() {
-        return Ok(None);
+async fn look(client: &RegionClients, group: &GroupName) -> Result<Running, CallError> {
+    let mut running = Running::default();
+    let ids = list_deployments(client, group, &UNENDED, None, usize::MAX).await?;
+    let mut infos = match ids.is_empty() {
+        true => Vec::new(),
+        false => get_deployments(client, group, &ids).await?,
+    };
+    infos.sort_by(|one, other| one.deployment_id().cmp(&other.deployment_id()));
+    for info in &infos {
+        if by_auto_scaling(info) {
+            continue;
+        }
+        let mut deployment = read_deployment(info)?;
+        let id = deployment.id.to_string();
+        if deployment.auto_update {
+            deployment.targets = list_targets(client, &deployment).await?;
+        }
+        match deployment.targets.is_empty() {
+            // CodeDeploy does not say yet whom it will go to.
+            true => running.everywhere = running.everywhere.or(Some(id)),
+            false => running.at.extend(
+                deployment
+                    .targets
+                    .into_iter()
+                    .map(|target| (target, id.clone())),
+            ),
+        }
     }
-    let infos = get_deployments(client, group, &ids).await?;
     // One that is listed but not described counts: nobody says that it is Auto Scaling's.
-    let not_counted: Vec<&str> = infos
-        .iter()
-        .filter(|info| by_auto_scaling(info))
-        .filter_map(|info| info.deployment_id())
-        .collect();
-    Ok(ids
-        .into_iter()
-        .filter(|id| !not_counted.contains(&id.as_str()))
-        .min())
+    let described = |id: &&String| infos.iter().any(|info| info.deployment_id() == Some(id));
+    let unknown = ids.iter().filter(|id| !described(id)).min();
+    running.everywhere = running.everywhere.or(unknown.cloned());
+    Ok(running)
 }

@@ -5,7 +5,6 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::clock::Timestamp;
 use crate::decision::{Decision, Target};
 use crate::deployments::{Group, Unresolved};
 use crate::ids::{GroupName, Name};
@@ -36,8 +35,6 @@ pub struct GroupReport {
     pub name: GroupName,
     /// The deployments that were meant.
     pub deployment_ids: Vec<Name>,
-    /// Since when an agent counts as fresh, as far as it is known.
-    pub triggered_at: Option<Timestamp>,
     /// Every candidate.
     pub instances: BTreeMap<Target, Entry>,
     /// Why the group could not be treated as it should.
@@ -88,7 +85,6 @@ impl GroupReport {
         Self {
             name: unresolved.name,
             deployment_ids: unresolved.deployment_ids,
-            triggered_at: unresolved.triggered_at,
             instances: BTreeMap::new(),
             problems: unresolved.problem.into(),
             duration,
@@ -129,7 +125,6 @@ impl GroupReport {
         Self {
             name: group.name,
             deployment_ids: group.deployments.into_iter().map(|d| d.id).collect(),
-            triggered_at: Some(group.triggered_at),
             instances,
             problems,
             duration,

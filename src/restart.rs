@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::deployments::Group;
 use crate::document::{DELIVERY_SECONDS, Parameters};
+use crate::freshness::Freshness;
 use crate::ids::InstanceId;
 use crate::inventory::{Fleet, Question, decide_again};
 use crate::outcome::{Progress, of_invocation};
@@ -44,8 +45,9 @@ pub async fn restart(
     clock: &Clock,
     group: &Group,
     fleet: &Fleet,
+    fresh: &Freshness,
 ) -> Results {
-    let plan = plan(fleet);
+    let plan = plan(fleet, fresh);
     let limits = limits(settings, clock, plan.restart.len());
     let run = Run {
         client,
@@ -53,6 +55,7 @@ pub async fn restart(
         clock,
         group,
         fleet,
+        fresh,
         limits,
     };
     let mut window = Window::new(plan, limits, Carried::default(), Instant::now());
@@ -69,8 +72,9 @@ pub async fn restart(
     }
 }
 
-fn plan(fleet: &Fleet) -> Plan {
+fn plan(fleet: &Fleet, fresh: &Freshness) -> Plan {
     let mut plan = Plan {
+        fresh: fresh.clone(),
         restart: Default::default(),
         offline: Default::default(),
         read_at: fleet.read_at,
@@ -95,6 +99,7 @@ struct Run<'a> {
     clock: &'a Clock,
     group: &'a Group,
     fleet: &'a Fleet,
+    fresh: &'a Freshness,
     limits: Limits,
 }
 
@@ -137,7 +142,7 @@ impl Run<'_> {
             .max_concurrency("100%")
             .max_errors("100%")
             .comment(comment.chars().take(MAX_COMMENT).collect::<String>());
-        for (name, value) in self.parameters().pairs() {
+        for (name, value) in self.parameters(&ids).pairs() {
             call = call.parameters(name, vec![value.to_string()]);
         }
         let sent = match timeout_at(self.clock.until(), call.send()).await {
@@ -162,9 +167,10 @@ impl Run<'_> {
         }
     }
 
-    fn parameters(&self) -> Parameters {
+    fn parameters(&self, ids: &[InstanceId]) -> Parameters {
         Parameters {
-            triggered_at: self.group.triggered_at,
+            // One for all of them: the window makes the commands so.
+            triggered_at: ids.first().map_or(self.clock.now(), |id| self.fresh.of(id)),
             sent_at: self.clock.now(),
             busy_wait_seconds: self.settings.busy_wait_seconds,
             min_memory_mib: self.settings.min_memory_mib,

@@ -63,6 +63,9 @@ pub struct Order {
     pub region: Region,
     /// When it happened: the event's time, or the request's.
     pub time: Timestamp,
+    /// Since when an agent counts as fresh, if a request says so; else what was deployed decides.
+    #[serde(skip)]
+    pub since: Option<Timestamp>,
     /// Plan only.
     #[serde(skip)]
     pub dry_run: bool,
@@ -233,6 +236,7 @@ fn read_pipeline(event: &Map<String, Value>) -> Result<Order, EventError> {
         account: fields.account("account", envelope.account.as_deref())?,
         region: fields.region("region", envelope.region.as_deref())?,
         time: fields.event_time(&envelope)?,
+        since: None,
         dry_run: false,
         subject: Subject::Pipeline {
             pipeline: fields.name("detail.pipeline", &envelope.detail.pipeline)?,
@@ -262,6 +266,7 @@ fn read_deployment(event: &Map<String, Value>) -> Result<Order, EventError> {
         account: fields.account("account", envelope.account.as_deref())?,
         region: fields.region("detail.region", Some(&detail.region))?,
         time: fields.event_time(&envelope)?,
+        since: None,
         dry_run: false,
         subject: Subject::Deployment {
             application: fields.name("detail.application", &detail.application)?,
@@ -305,16 +310,17 @@ fn read_request(
     let deployment_id = optional("deploymentId")?
         .map(|id| fields.name("deploymentId", &id))
         .transpose()?;
+    let since = optional("time")?
+        .map(|time| fields.request_time(&time, clock.now()))
+        .transpose()?;
     Ok(Trigger::Restart(Order {
         account: home.account.clone(),
         region: match optional("region")? {
             Some(region) => fields.region("region", Some(&region))?,
             None => home.region.clone(),
         },
-        time: match optional("time")? {
-            Some(time) => fields.request_time(&time, clock.now())?,
-            None => clock.received_at(),
-        },
+        time: since.unwrap_or_else(|| clock.received_at()),
+        since,
         dry_run: match event.get("dryRun") {
             None => false,
             Some(Value::Bool(dry_run)) => *dry_run,

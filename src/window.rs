@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::decision::Decision;
 use crate::flights::Flights;
+use crate::freshness::Freshness;
 use crate::ids::InstanceId;
 use crate::outcome::{Cause, Outcome, Progress};
 use crate::platform::Platform;
@@ -50,6 +51,8 @@ pub struct Carried {
 /// Those that are to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
+    /// Since when their agents count as fresh: a command says one time to all of its instances.
+    pub fresh: Freshness,
     /// To be sent to: one platform after the other, which makes the fewest commands.
     pub restart: BTreeSet<(Platform, InstanceId)>,
     /// Offline, with the reason: asked for once more when nothing else is open, or at the last moment.
@@ -98,6 +101,7 @@ pub struct Window {
     failures: usize,
     /// Not sent yet.
     queue: BTreeSet<(Platform, InstanceId)>,
+    fresh: Freshness,
     /// The next commands.
     chunks: VecDeque<Chunk>,
     offline: BTreeMap<InstanceId, String>,
@@ -145,6 +149,7 @@ impl Window {
             flights,
             limits,
             failures: carried.failures,
+            fresh: plan.fresh,
             queue: plan.restart,
             chunks: VecDeque::new(),
             offline: plan.offline,
@@ -391,12 +396,14 @@ impl Window {
             return;
         }
         let count = free.min(self.queue.len());
-        let next: Vec<_> = std::iter::from_fn(|| self.queue.pop_first())
+        let mut next: Vec<_> = std::iter::from_fn(|| self.queue.pop_first())
             .take(count)
             .collect();
+        let errand = |(platform, id): &(Platform, InstanceId)| (*platform, self.fresh.of(id));
+        next.sort_by_key(|of| (errand(of), of.1.clone()));
         self.chunks = next
-            .chunk_by(|(one, _), (other, _)| one == other)
-            .flat_map(|of_one_platform| of_one_platform.chunks(IDS_PER_COMMAND))
+            .chunk_by(|one, other| errand(one) == errand(other))
+            .flat_map(|of_one_errand| of_one_errand.chunks(IDS_PER_COMMAND))
             .filter_map(|chunk| {
                 Some(Chunk {
                     platform: chunk.first()?.0,
@@ -500,6 +507,7 @@ fn reason(error: &CallError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
     use crate::document::Verdict;
     use crate::kind::Kind;
     use crate::problem::Code;
@@ -529,6 +537,7 @@ mod tests {
     ) -> (Window, Instant) {
         let now = Instant::now();
         let plan = Plan {
+            fresh: Freshness::since(Timestamp(0)),
             restart: restart
                 .into_iter()
                 .map(|id| (Platform::Linux, id))

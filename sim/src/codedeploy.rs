@@ -381,7 +381,7 @@ fn check_filter(key: &str, values: &[&str], deployment: &Deployment) -> Result<(
 }
 
 fn check_started(context: &Context<'_>, deployment: &Deployment) -> Result<(), Failure> {
-    if matches!(status(deployment, context.at), "Created" | "Queued") {
+    if deployment.never_started || matches!(status(deployment, context.at), "Created" | "Queued") {
         let message = format!("The deployment {} has not started", deployment.id);
         return Err(Failure::new("DeploymentNotStartedException", message));
     }
@@ -400,7 +400,7 @@ fn status(deployment: &Deployment, at: f64) -> &str {
 
 fn info(context: &Context<'_>, deployment: &Deployment) -> Value {
     let status = status(deployment, context.at);
-    let started = !matches!(status, "Created" | "Queued");
+    let started = !deployment.never_started && !matches!(status, "Created" | "Queued");
     let over = FINAL_STATUSES.contains(&status);
     let server = deployment.compute_platform == "Server";
     let completed = deployment

@@ -359,6 +359,8 @@ pub struct Deployment {
     pub created_at: f64,
     /// When it ended.
     pub completed_at: Option<f64>,
+    /// It ended before it deployed anything: it has no start and no targets.
+    pub never_started: bool,
     /// What it deploys to.
     pub targets: Vec<Target>,
 }
@@ -375,6 +377,7 @@ impl Default for Deployment {
             style: "IN_PLACE".to_owned(),
             created_at: -60.0,
             completed_at: None,
+            never_started: false,
             targets: Vec::new(),
         }
     }

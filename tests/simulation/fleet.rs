@@ -89,6 +89,8 @@ pub struct Group {
     pub application: String,
     pub name: String,
     pub deployment: String,
+    /// How that ended: `Succeeded`, `Failed` or `Stopped`.
+    pub status: &'static str,
     /// When that ended, in seconds since the start.
     pub completed: f64,
 }
@@ -208,9 +210,11 @@ impl Draft {
     /// long before that when later actions take their time. Always before the start.
     fn completion(&mut self) -> f64 {
         let rng = &mut self.rng;
-        let before = match one_in(rng, 4) {
-            true => between(rng, 20.0, 1800.0),
-            false => between(rng, 0.0, 20.0),
+        let before = match rng.u32(..16) {
+            // A pipeline may wait for an approval for days.
+            0 => between(rng, 3700.0, 200_000.0),
+            1..=4 => between(rng, 20.0, 1800.0),
+            _ => between(rng, 0.0, 20.0),
         };
         let completed = self.last_action.min(0.0) - before;
         (completed * 1000.0).floor() / 1000.0
@@ -298,8 +302,15 @@ impl Draft {
             self.instances(region, (share, completed), (by_tags, &scaling), blue_green);
         self.scaling_groups(region, &scaling, members);
         let style = if blue_green { "BLUE_GREEN" } else { "IN_PLACE" };
+        let (status, never_started) = self.end_of_deployment();
+        let no_targets = never_started || targets.is_empty() || one_in(&mut self.rng, 30);
+        if no_targets {
+            self.note("no target listed");
+        }
         let main = Deployment {
             id: self.deployment_id(),
+            status: status.to_owned(),
+            never_started,
             application: application.clone(),
             deployment_group: name.clone(),
             compute_platform: platform.to_owned(),
@@ -307,10 +318,11 @@ impl Draft {
             style: style.to_owned(),
             created_at: completed - between(&mut self.rng, 20.0, 300.0),
             completed_at: Some(completed),
-            targets,
+            targets: if no_targets { Vec::new() } else { targets },
             ..Deployment::default()
         };
         self.groups.push(Group {
+            status,
             region,
             application: application.clone(),
             name: name.clone(),
@@ -345,8 +357,26 @@ impl Draft {
             auto_scaling_groups: scaling,
             tag_filters: if by_tags { vec![tags] } else { Vec::new() },
         });
-        self.other_deployments(region, &main);
+        self.earlier_deployments(region, &main);
+        self.later_deployments(region, &main);
+        self.running_deployments(region, &main);
         self.region(region).deployments.push(main);
+    }
+
+    /// How a deployment ended, and whether it never began.
+    fn end_of_deployment(&mut self) -> (&'static str, bool) {
+        let (status, never_started) = match self.rng.u32(..40) {
+            0 => ("Failed", true),
+            1..=3 => ("Failed", false),
+            4 => ("Stopped", false),
+            _ => ("Succeeded", false),
+        };
+        if never_started {
+            self.note("deployment that never started");
+        } else if status != "Succeeded" {
+            self.note("deployment that did not succeed");
+        }
+        (status, never_started)
     }
 
     fn platform_and_creator(&mut self) -> (&'static str, &'static str) {
@@ -420,13 +450,22 @@ impl Draft {
             if odd > 0 && one_in(&mut self.rng, odd) {
                 if host.state == "stopped" || one_in(&mut self.rng, 3) {
                     self.note_of(&id, "target that was not reached");
-                    target.status =
-                        (*pick(&mut self.rng, &["Pending", "Skipped", "Failed"])).to_owned();
+                    let words = ["Pending", "Skipped", "Failed", "Unknown", "Succeeded"];
+                    target.status = (*pick(&mut self.rng, &words)).to_owned();
                     target.lifecycle_started = false;
                 }
-                if blue_green && one_in(&mut self.rng, 2) {
-                    self.note("blue target");
-                    target.label = Some("Blue".to_owned());
+                if blue_green {
+                    match self.rng.u32(..4) {
+                        0 | 1 => {
+                            self.note("blue target");
+                            target.label = Some("Blue".to_owned());
+                        }
+                        2 => {
+                            self.note("target without a label");
+                            target.label = None;
+                        }
+                        _ => {}
+                    }
                 }
             }
             let mut launched_later = false;
@@ -549,37 +588,98 @@ impl Draft {
         host
     }
 
-    /// Deployments beside the one that matters: earlier ones, one of the same execution, and others that run.
-    fn other_deployments(&mut self, region: &'static str, main: &Deployment) {
-        let earlier = *pick(&mut self.rng, &[0, 0, 3, 14, 60]);
-        for _ in 0..earlier {
+    /// Deployments of the group long before.
+    fn earlier_deployments(&mut self, region: &'static str, main: &Deployment) {
+        let launches = one_in(&mut self.rng, 25);
+        let count = match launches {
+            true => 140,
+            false => *pick(&mut self.rng, &[0, 0, 3, 14, 60]),
+        };
+        let creators: &[&str] = match launches {
+            true => {
+                self.note("many launch deployments");
+                &["autoscaling"]
+            }
+            false => &["user", "user", "autoscaling", "CodeDeployAutoUpdate"],
+        };
+        for _ in 0..count {
             let ended = main.completed_at.unwrap_or(0.0);
             let completed = ended - between(&mut self.rng, 500.0, 200_000.0);
-            let creators = ["user", "user", "autoscaling", "CodeDeployAutoUpdate"];
+            let words = ["Succeeded", "Succeeded", "Failed", "Stopped"];
             let deployment = Deployment {
                 id: self.deployment_id(),
-                status: (*pick(
-                    &mut self.rng,
-                    &["Succeeded", "Succeeded", "Failed", "Stopped"],
-                ))
-                .to_owned(),
-                creator: (*pick(&mut self.rng, &creators)).to_owned(),
+                status: (*pick(&mut self.rng, &words)).to_owned(),
+                never_started: false,
+                creator: (*pick(&mut self.rng, creators)).to_owned(),
                 created_at: completed - 100.0,
                 completed_at: Some(completed),
                 ..main.clone()
             };
             self.region(region).deployments.push(deployment);
         }
-        if self.rng.u32(..7) > 0 {
+    }
+
+    /// Deployments that came after the event's own and are over when its event is delivered. Some of the agents were
+    /// restarted in between: they are stale all the same.
+    fn later_deployments(&mut self, region: &'static str, main: &Deployment) {
+        let completed = main.completed_at.unwrap_or(0.0);
+        if completed > -10.0 || !one_in(&mut self.rng, 3) {
+            return;
+        }
+        self.note("later deployment that ended");
+        for _ in 0..self.rng.usize(1..=2) {
+            let creators = [
+                "user",
+                "user",
+                "codeDeployRollback",
+                "CloudFormation",
+                "CodeDeployAutoUpdate",
+                "autoscaling",
+            ];
+            let creator = *pick(&mut self.rng, &creators);
+            let created = between(&mut self.rng, completed + 1.0, -2.0);
+            let ended = (between(&mut self.rng, created + 1.0, 0.0) * 1000.0).floor() / 1000.0;
+            let targets = self.some_of(&main.targets, creator);
+            for target in &targets {
+                let between_the_two = between(&mut self.rng, completed, ended);
+                let again = one_in(&mut self.rng, 3);
+                if let Some(host) = self.state.find_host(&target.id).filter(|_| again) {
+                    host.agent.started_at = between_the_two;
+                }
+            }
+            let words = ["Succeeded", "Succeeded", "Failed", "Stopped"];
+            let deployment = Deployment {
+                id: self.deployment_id(),
+                status: (*pick(&mut self.rng, &words)).to_owned(),
+                never_started: false,
+                creator: creator.to_owned(),
+                created_at: created,
+                completed_at: Some(ended),
+                targets,
+                ..main.clone()
+            };
+            self.region(region).deployments.push(deployment);
+        }
+    }
+
+    /// Deployments that run when the event is delivered, or begin soon afterwards.
+    fn running_deployments(&mut self, region: &'static str, main: &Deployment) {
+        if self.rng.u32(..6) > 0 {
             return;
         }
         for _ in 0..self.rng.usize(1..=3) {
-            let creator = *pick(
-                &mut self.rng,
-                &["user", "user", "codeDeployRollback", "autoscaling"],
-            );
+            let creators = [
+                "user",
+                "user",
+                "codeDeployRollback",
+                "autoscaling",
+                "CodeDeployAutoUpdate",
+                "CodeDeployAutoUpdate",
+            ];
+            let creator = *pick(&mut self.rng, &creators);
             self.note(match creator {
                 "autoscaling" => "launch deployment of Auto Scaling runs",
+                "CodeDeployAutoUpdate" => "follow-up deployment runs",
                 _ => "another deployment runs",
             });
             let created = between(&mut self.rng, -60.0, 240.0);
@@ -590,12 +690,7 @@ impl Draft {
             };
             let status = (*pick(&mut self.rng, words)).to_owned();
             let took = between(&mut self.rng, 5.0, 300.0);
-            let targets: Vec<Target> = main
-                .targets
-                .iter()
-                .filter(|_| self.rng.bool())
-                .cloned()
-                .collect();
+            let targets = self.some_of(&main.targets, creator);
             if !matches!(status.as_str(), "Created" | "Queued") {
                 for target in &targets {
                     if let Some(host) = self.state.find_host(&target.id) {
@@ -607,6 +702,7 @@ impl Draft {
             let deployment = Deployment {
                 id: self.deployment_id(),
                 status,
+                never_started: false,
                 creator: creator.to_owned(),
                 created_at: created,
                 completed_at: (!open).then_some(created + took),
@@ -615,6 +711,19 @@ impl Draft {
             };
             self.region(region).deployments.push(deployment);
         }
+    }
+
+    /// Whom a deployment of that creator goes to: those that CodeDeploy had missed are few.
+    fn some_of(&mut self, targets: &[Target], creator: &str) -> Vec<Target> {
+        let few = creator == "CodeDeployAutoUpdate" || creator == "autoscaling";
+        let most = if few { 2 } else { targets.len() };
+        let mut chosen: Vec<Target> = targets
+            .iter()
+            .filter(|_| self.rng.bool())
+            .cloned()
+            .collect();
+        chosen.truncate(most);
+        chosen
     }
 
     /// The execution whose success is the event: one action for each group, and what else a pipeline has.
@@ -637,10 +746,15 @@ impl Draft {
             ..Action::default()
         });
         for (number, group) in groups.iter().enumerate() {
+            let status = match group.status {
+                "Stopped" => "Abandoned",
+                status => status,
+            };
             // CodePipeline asks CodeDeploy for the end.
             let noticed = group.completed + between(&mut self.rng, 0.0, 15.0);
             let action = Action {
                 action: format!("Deploy-{number}"),
+                status: status.to_owned(),
                 region: Some(group.region.to_owned()),
                 role_arn: Some(format!("arn:aws:iam::{ACCOUNT}:role/pipeline")),
                 application: Some(group.application.clone()),
@@ -650,13 +764,7 @@ impl Draft {
                 ..Action::default()
             };
             if one_in(&mut self.rng, 8) {
-                self.note("retried stage");
-                actions.push(Action {
-                    status: "Failed".to_owned(),
-                    deployment_id: Some("d-000000000".to_owned()),
-                    updated_at: action.updated_at - between(&mut self.rng, 60.0, 600.0),
-                    ..action.clone()
-                });
+                self.retried_stage(group, &action, &mut actions);
             }
             if one_in(&mut self.rng, 8) {
                 self.second_action(group, &action, &mut actions);
@@ -666,6 +774,25 @@ impl Draft {
         // What CodePipeline's list lacks when the event is delivered.
         let late = self.succeeded.max(0.0);
         match self.rng.u32(..60) {
+            6..=13 => {
+                for action in &mut actions {
+                    if action.provider == "CodeDeploy" && one_in(&mut self.rng, 2) {
+                        action.visible_at = Some(late + between(&mut self.rng, 0.5, 33.0));
+                    }
+                }
+                self.note("rows that lag each by itself");
+            }
+            14 => {
+                self.note("action that failed before it deployed");
+                actions.push(Action {
+                    action: "Refused".to_owned(),
+                    status: "Failed".to_owned(),
+                    application: Some("shop".to_owned()),
+                    deployment_group: Some("group-0".to_owned()),
+                    updated_at: self.last_action,
+                    ..Action::default()
+                });
+            }
             0 => {
                 self.note("action of another account");
                 actions.push(Action {
@@ -710,6 +837,34 @@ impl Draft {
                 id: EXECUTION.to_owned(),
                 actions,
             }],
+        });
+    }
+
+    /// An action that failed, and was tried again.
+    fn retried_stage(&mut self, group: &Group, action: &Action, actions: &mut Vec<Action>) {
+        let id = self.deployment_id();
+        let deployments = &self.region(group.region).deployments;
+        let Some(main) = deployments
+            .iter()
+            .find(|d| d.id == group.deployment)
+            .cloned()
+        else {
+            return;
+        };
+        self.note("retried stage");
+        let completed = main.created_at - between(&mut self.rng, 1.0, 500.0);
+        self.region(group.region).deployments.push(Deployment {
+            id: id.clone(),
+            status: "Failed".to_owned(),
+            created_at: completed - 60.0,
+            completed_at: Some(completed),
+            ..main
+        });
+        actions.push(Action {
+            status: "Failed".to_owned(),
+            deployment_id: Some(id),
+            updated_at: completed,
+            ..action.clone()
         });
     }
 
@@ -769,14 +924,16 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
         }
         1 => {
             host.managed = false;
+            host.state = (*pick(rng, &["running", "running", "pending"])).to_owned();
             "not managed"
         }
         2 | 3 => {
-            host.state = "stopped".to_owned();
+            host.state = (*pick(rng, &["stopped", "stopped", "stopping"])).to_owned();
             "stopped"
         }
         4 => {
             host.state = (*pick(rng, &["terminated", "shutting-down"])).to_owned();
+            host.forgotten = host.state == "terminated" && one_in(rng, 3);
             "terminated"
         }
         5 => {

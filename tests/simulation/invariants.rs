@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `subject` | which groups an event is about | |
 //! | `candidates` | which instances are of a group, and where each stands at a time | |
-//! | `report` | what the function says | 0, 1, 2 |
+//! | `report` | what the function says | 0, 1, 2, 9 |
 //! | `messages` | what it tells: to whom it matters, and all of it | 2, 7 |
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
@@ -53,6 +53,9 @@ const UNHARMED: &str = "6 nobody else is touched, nothing is killed";
 const LIMITS: &str = "7 deadline, calls and limits";
 /// Dry runs and ignored events.
 const READ_ONLY: &str = "8 a dry run and an ignored event write nothing";
+
+/// Whoever is called needs to be.
+const NEEDED: &str = "9 nobody is called for what does not concern them";
 
 /// Outcomes about which nobody needs to hear.
 const FINE: [&str; 5] = [
@@ -147,7 +150,7 @@ impl<'a> Evidence<'a> {
             End::Reported(report, answer) => {
                 self.accounted(&who, &subject, invocation, report, answer);
                 self.told(&who, invocation, report, answer, &calls);
-                self.skips(&who, &subject, invocation, report, &calls);
+                self.left(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
                 self.brakes(&who, report);
                 self.calm(&who, invocation, report);

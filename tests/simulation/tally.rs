@@ -97,7 +97,16 @@ const CONDITIONS: [&str; 36] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 16] = [
+const MORE_CONDITIONS: [&str; 25] = [
+    "no target listed",
+    "target without a label",
+    "deployment that never started",
+    "deployment that did not succeed",
+    "later deployment that ended",
+    "follow-up deployment runs",
+    "many launch deployments",
+    "rows that lag each by itself",
+    "action that failed before it deployed",
     "no document in the region",
     "somebody else's document",
     "deployment to no instances",

@@ -13,7 +13,7 @@ pub const OPERATIONS: [(&str, bool); 13] = [
     ("GetDeploymentGroup", false),
     ("ListDeployments", true),
     ("ListDeploymentTargets", true),
-    ("BatchGetDeploymentTargets", false),
+    ("DescribeInstances", true),
     ("DescribeAutoScalingGroups", true),
     ("DescribeAutoScalingInstances", true),
     ("DescribeInstanceInformation", true),
@@ -48,9 +48,11 @@ pub fn kind_of(fault: &Fault) -> &'static str {
         (FaultKind::Slow, _) => "slow reply",
         (FaultKind::ExpiredToken, _) => "expired page token",
         (FaultKind::Error, None) => "throttled",
-        (FaultKind::Error, Some("InternalFailure" | "InternalServerError")) => "internal error",
+        (FaultKind::Error, Some("InternalFailure" | "InternalServerError" | "InternalError")) => {
+            "internal error"
+        }
         (FaultKind::Error, Some(code)) if code.starts_with("Access") => "access denied",
-        (FaultKind::Error, Some("AuthorizationError")) => "access denied",
+        (FaultKind::Error, Some("AuthorizationError" | "UnauthorizedOperation")) => "access denied",
         (FaultKind::Error, Some(_)) => "unavailable",
     }
 }
@@ -139,6 +141,7 @@ fn internal_error(operation: &str) -> &'static str {
         "DescribeInstanceInformation" | "SendCommand" | "ListCommandInvocations" => {
             "InternalServerError"
         }
+        "DescribeInstances" => "InternalError",
         _ => "InternalFailure",
     }
 }
@@ -146,6 +149,7 @@ fn internal_error(operation: &str) -> &'static str {
 fn denial(operation: &str) -> &'static str {
     match operation {
         "Publish" => "AuthorizationError",
+        "DescribeInstances" => "UnauthorizedOperation",
         "DescribeAutoScalingGroups" | "DescribeAutoScalingInstances" => "AccessDenied",
         _ => "AccessDeniedException",
     }

@@ -87,7 +87,8 @@ async fn no_more_calls_are_made_than_can_answer() {
             ("ListActionExecutions".to_owned(), 1),
             ("GetDeployment".to_owned(), 1),
             ("GetDeploymentGroup".to_owned(), 1),
-            ("ListDeployments".to_owned(), 1),
+            // One look for running deployments, and one for those that were created since.
+            ("ListDeployments".to_owned(), 2),
             ("ListDeploymentTargets".to_owned(), instances.div_ceil(100)),
             ("DescribeAutoScalingGroups".to_owned(), 1),
             ("DescribeInstanceInformation".to_owned(), batches),
@@ -197,11 +198,13 @@ async fn ids_are_asked_for_in_the_fewest_calls_that_aws_takes() {
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"restarted": 70, "unreachable": 60}));
     let lifecycles = asked(&story, "DescribeAutoScalingInstances", "/InstanceIds");
-    assert_eq!(lifecycles, [50, 50, 30]);
+    assert_eq!(lifecycles, [50, 50, 30, 50, 10]);
     let inventory = asked(&story, "DescribeInstanceInformation", "/Filters/0/Values");
-    assert_eq!(inventory, [50, 50, 30]);
-    let targets = asked(&story, "BatchGetDeploymentTargets", "/targetIds");
-    assert_eq!(targets, [25, 25, 10]);
+    assert_eq!(inventory, [50, 50, 30, 50, 10]);
+    // Once at first, and once more when nothing else is open.
+    let machines = asked(&story, "DescribeInstances", "/Filter/0/Value");
+    assert_eq!(machines, [60]);
+    assert_eq!(story.count("DescribeInstances"), 2);
     assert_eq!(asked(&story, "SendCommand", "/InstanceIds"), [50, 20]);
 }
 

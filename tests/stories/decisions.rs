@@ -133,76 +133,6 @@ async fn a_member_that_systems_manager_does_not_manage_is_unreachable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_target_that_was_scaled_in_is_skipped() {
-    let story = Story::of(2).given(|state| {
-        let region = state.region(REGION);
-        region.auto_scaling_groups[0].instances.pop();
-        let gone = state.host(&id(2));
-        gone.managed = false;
-        gone.state = "terminated".to_owned();
-    });
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"restarted": 1, "skipped": 1}));
-    assert!(story.silent());
-    // Without tag filters a target that is no member can only have been scaled in.
-    assert_eq!(story.count("BatchGetDeploymentTargets"), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_tagged_instance_that_was_stopped_during_the_deployment_is_skipped() {
-    for untouched in [
-        Target {
-            status: "Skipped".to_owned(),
-            lifecycle_started: true,
-            ..Target::default()
-        },
-        Target {
-            status: "Pending".to_owned(),
-            lifecycle_started: false,
-            ..Target::default()
-        },
-        Target {
-            status: "Failed".to_owned(),
-            lifecycle_started: false,
-            ..Target::default()
-        },
-    ] {
-        let story = tagged(2).given(|state| {
-            let stopped = state.host(&id(2));
-            stopped.managed = false;
-            stopped.state = "stopped".to_owned();
-            state.deployment("d-EXAMPLEE5").targets[1] = Target {
-                id: id(2),
-                ..untouched.clone()
-            };
-        });
-        let told = story.run().await;
-        assert_eq!(
-            told.counts(),
-            &json!({"restarted": 1, "skipped": 1}),
-            "{untouched:?}"
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_tagged_instance_that_was_deployed_to_and_is_not_managed_is_unreachable() {
-    let story = tagged(2).given(|state| state.host(&id(2)).managed = false);
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
-}
-
-#[tokio::test(start_paused = true)]
-async fn by_hand_an_instance_of_an_old_deployment_that_is_gone_is_skipped() {
-    let story = tagged(2).given(|state| {
-        state.host(&id(2)).managed = false;
-        state.deployment("d-EXAMPLEE5").completed_at = Some(-90_000.0);
-    });
-    let told = story.event(&event("by-hand")).await;
-    assert_eq!(told.counts(), &json!({"restarted": 1, "skipped": 1}));
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_on_premises_target_is_unreachable_by_its_name() {
     let story = tagged(1).given(|state| {
         state.deployment("d-EXAMPLEE5").targets.push(Target {
@@ -257,64 +187,6 @@ async fn an_id_that_the_inventory_rejects_does_not_hide_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_without_instances_is_fine() {
-    let told = Story::of(0).run().await;
-    assert_eq!(told.answer["result"], "ok");
-    assert_eq!(told.counts(), &json!({}));
-}
-
-#[tokio::test(start_paused = true)]
-async fn only_by_hand_and_after_a_day_is_a_missing_instance_taken_for_gone() {
-    let missing = |completed_at: f64| {
-        tagged(1).given(|state| {
-            state.host(&id(1)).managed = false;
-            state.deployment("d-EXAMPLEE5").completed_at = Some(completed_at);
-        })
-    };
-    let story = missing(-86_000.0);
-    let told = story.event(&event("by-hand")).await;
-    assert_eq!(told.counts(), &json!({"unreachable": 1}), "not a day yet");
-    let story = missing(-90_000.0);
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"unreachable": 1}), "not by hand");
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_the_answer_about_one_instance_the_others_go_on() {
-    let story = tagged(2).given(|state| {
-        state.host(&id(2)).managed = false;
-        state.faults.push(sim::Fault {
-            operation: "BatchGetDeploymentTargets".to_owned(),
-            code: Some("AccessDeniedException".to_owned()),
-            times: 100,
-            ..sim::Fault::default()
-        });
-    });
-    let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
-    assert_eq!(told.group()["problem"]["code"], "AccessDeniedException");
-}
-
-#[tokio::test(start_paused = true)]
-async fn reached_by_one_of_two_deployments_is_reached() {
-    let story = tagged(1).given(|state| {
-        state.host(&id(1)).managed = false;
-        let mut second = state.deployment("d-EXAMPLEE5").clone();
-        second.id = "d-SECOND001".to_owned();
-        second.targets[0].status = "Skipped".to_owned();
-        let region = state.region(REGION);
-        region.deployments.push(second);
-        let actions = &mut region.pipelines[0].executions[0].actions;
-        actions.push(sim::Action {
-            action: "Again".to_owned(),
-            deployment_id: Some("d-SECOND001".to_owned()),
-            ..actions[0].clone()
-        });
-    });
-    assert_eq!(story.run().await.counts(), &json!({"unreachable": 1}));
-}
-
-#[tokio::test(start_paused = true)]
 async fn names_are_systems_manager_s_else_the_computer_s() {
     let story = Story::of(2).given(|state| {
         for n in 1..=2 {
@@ -327,18 +199,6 @@ async fn names_are_systems_manager_s_else_the_computer_s() {
     let told = story.event(&request(json!({}))).await;
     assert_eq!(told.attention(&id(1))["name"], "web-1");
     assert_eq!(told.attention(&id(2))["name"], "computer-2");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_missing_instance_counts_as_gone_24_hours_after_its_deployment() {
-    for (age, outcome) in [(86_390.0, "unreachable"), (86_410.0, "skipped")] {
-        let story = tagged(1).given(|state| {
-            state.host(&id(1)).managed = false;
-            state.deployment("d-EXAMPLEE5").completed_at = Some(-age);
-        });
-        let told = story.event(&event("by-hand")).await;
-        assert_eq!(told.counts(), &json!({outcome: 1}), "after {age} s");
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -365,11 +225,151 @@ async fn a_name_that_looks_like_an_instance_s_is_on_premises_and_spoils_no_call(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_detached_instance_that_systems_manager_does_not_know_is_no_member() {
-    let story = Story::of(1).given(|state| {
-        *state.lifecycle(&id(1)) = "Detached".to_owned();
-        state.host(&id(1)).managed = false;
+async fn whoever_does_not_run_is_skipped_by_ec2_s_word_whatever_systems_manager_and_codedeploy_say()
+{
+    for state in ["stopping", "stopped", "shutting-down", "terminated"] {
+        for (managed, status) in [(false, "Succeeded"), (false, "Skipped"), (true, "Failed")] {
+            let story = tagged(2).given(|world| {
+                let host = world.host(&id(2));
+                state.clone_into(&mut host.state);
+                host.managed = managed;
+                "ConnectionLost".clone_into(&mut host.ping);
+                let target = &mut world.deployment("d-EXAMPLEE5").targets[1];
+                status.clone_into(&mut target.status);
+            });
+            let told = story.run().await;
+            let expected = json!({"restarted": 1, "skipped": 1});
+            assert_eq!(told.counts(), &expected, "{state} {managed} {status}");
+            assert!(story.silent());
+            assert_eq!(story.count("DescribeInstances"), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_runs_without_systems_manager_is_told_of_however_old_its_deployment_is() {
+    // CodeDeploy's answer may lack lifecycle events.
+    for (state, lifecycle_started, age) in [
+        ("running", true, 5.0),
+        ("running", false, 5.0),
+        ("pending", true, 5.0),
+        ("running", true, 200_000.0),
+        ("dozing", true, 5.0),
+    ] {
+        let story = tagged(2).given(|world| {
+            let host = world.host(&id(2));
+            state.clone_into(&mut host.state);
+            host.managed = false;
+            let deployment = world.deployment("d-EXAMPLEE5");
+            deployment.completed_at = Some(-age);
+            deployment.created_at = -age - 60.0;
+            deployment.targets[1].lifecycle_started = lifecycle_started;
+        });
+        let told = story.event(&request(json!({}))).await;
+        assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
+        let detail = told.attention(&id(2))["detail"].to_string();
+        assert!(
+            detail.contains("not managed by Systems Manager"),
+            "{detail}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_was_scaled_in_is_skipped_and_one_that_runs_on_is_told_of() {
+    for (state, outcome) in [("terminated", "skipped"), ("running", "unreachable")] {
+        let story = Story::of(2).given(|world| {
+            world.region(REGION).auto_scaling_groups[0].instances.pop();
+            let gone = world.host(&id(2));
+            gone.managed = false;
+            state.clone_into(&mut gone.state);
+        });
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": 1, outcome: 1}));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ec2_has_forgotten_is_gone_an_hour_after_its_deployment_and_not_before() {
+    for (age, outcome) in [(3_590.0, "unreachable"), (3_610.0, "skipped")] {
+        let story = tagged(1).given(|world| {
+            let host = world.host(&id(1));
+            host.managed = false;
+            host.forgotten = true;
+            world.deployment("d-EXAMPLEE5").completed_at = Some(-age);
+        });
+        let told = story.event(&event("by-hand")).await;
+        assert_eq!(told.counts(), &json!({outcome: 1}), "after {age} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_ec2_s_word_a_host_is_unreachable_and_the_others_go_on() {
+    let story = tagged(2).given(|world| {
+        let host = world.host(&id(2));
+        host.managed = false;
+        "stopped".clone_into(&mut host.state);
+        world.faults.push(sim::Fault {
+            operation: "DescribeInstances".to_owned(),
+            code: Some("UnauthorizedOperation".to_owned()),
+            times: 100,
+            ..sim::Fault::default()
+        });
     });
     let told = story.run().await;
-    assert_eq!(told.counts(), &json!({"skipped": 1}));
+    assert_eq!(told.counts(), &json!({"restarted": 1, "unreachable": 1}));
+    assert_eq!(told.group()["problem"]["code"], "UnauthorizedOperation");
+    let remedy = told.group()["problem"]["remedy"].to_string();
+    assert!(remedy.contains("ec2:DescribeInstances"), "{remedy}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_registers_or_ends_while_the_others_are_restarted_is_seen() {
+    for (state, managed, expected) in [
+        ("running", true, json!({"restarted": 2})),
+        ("terminated", false, json!({"restarted": 1, "skipped": 1})),
+    ] {
+        let story = Story::of(2).given(|world| world.host(&id(2)).managed = false);
+        let changes = async {
+            tokio::time::sleep(std::time::Duration::from_secs(8)).await;
+            story.world.with(|world| {
+                let host = world.host(&id(2));
+                state.clone_into(&mut host.state);
+                host.managed = managed;
+            });
+        };
+        let (told, ()) = tokio::join!(story.run(), changes);
+        assert_eq!(told.counts(), &expected);
+        assert!(story.silent());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_at_all_is_a_problem_and_not_fine() {
+    let no_targets = tagged(1).given(|world| world.deployment("d-EXAMPLEE5").targets.clear());
+    let all_blue = tagged(1).given(|world| {
+        let deployment = world.deployment("d-EXAMPLEE5");
+        deployment.style = "BLUE_GREEN".to_owned();
+        deployment.targets[0].label = Some("Blue".to_owned());
+    });
+    for story in [no_targets, all_blue, Story::of(0)] {
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "attention");
+        assert_eq!(told.counts(), &json!({}));
+        assert_eq!(told.group()["problem"]["code"], "NoTargets");
+        assert!(story.body("email").contains("NoTargets"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_blue_green_deployment_a_target_without_a_label_is_not_forgotten() {
+    let story = tagged(3).given(|world| {
+        let deployment = world.deployment("d-EXAMPLEE5");
+        deployment.style = "BLUE_GREEN".to_owned();
+        deployment.targets[0].label = Some("Blue".to_owned());
+        deployment.targets[1].label = Some("Green".to_owned());
+        deployment.targets[2].label = None;
+    });
+    story.run().await;
+    assert_eq!(story.sent_to(), [id(2), id(3)]);
 }

@@ -260,6 +260,7 @@ async fn of_many_deployments_the_first_hundred_are_looked_at() {
                 id: format!("d-PAST{n:05}"),
                 application: sim::APPLICATION.to_owned(),
                 deployment_group: sim::DEPLOYMENT_GROUP.to_owned(),
+                created_at: -20_000.0,
                 completed_at: Some(-10_000.0 - f64::from(n)),
                 ..Deployment::default()
             });
@@ -267,17 +268,8 @@ async fn of_many_deployments_the_first_hundred_are_looked_at() {
     });
     story.event(&request(json!({}))).await;
     assert_eq!(story.count("BatchGetDeployments"), 4);
-    // Twenty pages of five, and one look for running deployments.
-    assert_eq!(story.count("ListDeployments"), 21);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_request_for_a_group_without_a_deployment_is_told_so() {
-    let story = Story::of(2).given(|state| state.region(REGION).deployments.clear());
-    let told = story.event(&request(json!({}))).await;
-    assert_eq!(told.answer["result"], "attention");
-    assert_eq!(told.group()["problem"]["code"], "NoDeployment");
-    assert!(story.body("email").contains("give a deploymentId"));
+    // Twenty pages of five, one look for running deployments, and one for those that were created since.
+    assert_eq!(story.count("ListDeployments"), 22);
 }
 
 #[tokio::test(start_paused = true)]
@@ -337,11 +329,7 @@ async fn fresh_means_since_the_newest_deployment_or_the_request() {
 
     let without_time = Story::of(1);
     without_time.event(&event("by-hand")).await;
-    assert_eq!(
-        triggered_at(&without_time),
-        "1771319645",
-        "the moment of receipt"
-    );
+    assert_eq!(triggered_at(&without_time), "1771319640", "its deployment");
 }
 
 #[tokio::test(start_paused = true)]
@@ -389,8 +377,6 @@ async fn a_pipeline_without_a_deployment_to_instances_is_ignored_without_waiting
         ("AWS", "Deploy", "CodeDeployToECS", "Succeeded", -5.0),
         ("AWS", "Approval", "CodeDeploy", "Succeeded", -5.0),
         ("ThirdParty", "Deploy", "CodeDeploy", "Succeeded", -5.0),
-        ("AWS", "Deploy", "CodeDeploy", "Failed", -5.0),
-        ("AWS", "Deploy", "CodeDeploy", "Abandoned", -5.0),
         // Still running, but none of ours.
         ("AWS", "Build", "CodeBuild", "Succeeded", 1_000.0),
     ] {
@@ -412,20 +398,6 @@ async fn a_pipeline_without_a_deployment_to_instances_is_ignored_without_waiting
         assert!(story.elapsed() < 1.0, "{name}: {} s", story.elapsed());
         assert!(story.silent(), "{name}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_action_that_failed_when_it_was_retried_is_not_meant() {
-    let story = actions(Story::of(1), |actions| {
-        actions.push(Action {
-            status: "Failed".to_owned(),
-            updated_at: -1.0,
-            ..actions[0].clone()
-        });
-    });
-    let told = story.run().await;
-    assert_eq!(told.answer["result"], "ignored", "{:#}", told.answer);
-    assert!(story.sent_to().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -519,45 +491,6 @@ async fn a_deployment_by_auto_scaling_beside_one_by_people_adds_no_targets() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn automatic_deployments_are_not_the_last_one_that_people_made() {
-    let story = Story::of(2).given(|state| {
-        let group = state.deployment("d-EXAMPLEE5").clone();
-        state.region(REGION).deployments = [
-            "autoscaling",
-            "autoscalingTermination",
-            "CodeDeployAutoUpdate",
-        ]
-        .into_iter()
-        .enumerate()
-        .map(|(n, creator)| Deployment {
-            id: format!("d-AUTO0000{n}"),
-            creator: creator.to_owned(),
-            ..group.clone()
-        })
-        .collect();
-    });
-    let told = story.event(&request(json!({}))).await;
-    assert_eq!(told.answer["result"], "attention");
-    assert_eq!(told.group()["problem"]["code"], "NoDeployment");
-    assert!(story.sent_to().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_deployment_that_failed_is_not_the_last_one() {
-    let story = Story::of(1).given(|state| {
-        for (status, id) in [("Failed", "d-FAILED001"), ("Stopped", "d-STOPPED01")] {
-            let mut later = state.deployment("d-EXAMPLEE5").clone();
-            later.id = id.to_owned();
-            later.status = status.to_owned();
-            later.completed_at = Some(-1.0);
-            state.region(REGION).deployments.push(later);
-        }
-    });
-    let told = story.event(&request(json!({}))).await;
-    assert_eq!(told.group()["deploymentIds"], json!(["d-EXAMPLEE5"]));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_hundred_deployments_are_looked_at_however_the_pages_fall() {
     let story = Story::of(1).given(|state| {
         // Three pages hold 120.
@@ -565,6 +498,7 @@ async fn a_hundred_deployments_are_looked_at_however_the_pages_fall() {
         for n in 0..200 {
             let mut past = state.deployment("d-EXAMPLEE5").clone();
             past.id = format!("d-PAST{n:05}");
+            past.created_at = -20_000.0;
             past.completed_at = Some(-10_000.0 - f64::from(n));
             state.region(REGION).deployments.push(past);
         }
@@ -652,4 +586,210 @@ async fn a_region_that_is_none_is_told_and_not_called() {
     let message = told.answer["problem"]["message"].to_string();
     assert!(message.contains("usable region"), "{message}");
     assert_eq!(story.count("GetDeployment"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_lag_each_by_itself_are_waited_for() {
+    // Source and Staging are listed, Production's row comes 6 s later.
+    let story = actions(Story::of(2), |actions| {
+        let mut staging = actions[0].clone();
+        staging.action = "Staging".to_owned();
+        staging.provider = "Manual".to_owned();
+        staging.category = "Approval".to_owned();
+        staging.updated_at = -400.0;
+        actions[0].visible_at = Some(6.0);
+        actions.push(staging);
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    assert_eq!(story.count("ListActionExecutions"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_row_does_not_end_it_is_told_and_the_listed_groups_go_on() {
+    let story = actions(Story::of(2), |actions| {
+        let mut open = actions[0].clone();
+        open.action = "Open".to_owned();
+        open.updated_at = 1_000.0;
+        actions.push(open);
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    assert_eq!(told.answer["problem"]["code"], "ActionsNotListed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_failed_or_was_abandoned_has_deployed_as_well() {
+    for (row, deployment) in [("Failed", "Failed"), ("Abandoned", "Stopped")] {
+        let story = actions(Story::of(2), |actions| actions[0].status = row.to_owned())
+            .given(|state| state.deployment("d-EXAMPLEE5").status = deployment.to_owned());
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": 2}), "{row}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_before_it_deployed_anything_is_none_of_ours() {
+    let without_id = actions(Story::of(1), |actions| {
+        actions[0].status = "Failed".to_owned();
+        actions[0].deployment_id = None;
+    });
+    let never_began = Story::of(1).given(|state| {
+        let deployment = state.deployment("d-EXAMPLEE5");
+        deployment.status = "Failed".to_owned();
+        deployment.never_started = true;
+    });
+    for story in [without_id, never_began] {
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "ignored", "{:#}", told.answer);
+        assert!(story.silent());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_means_the_last_deployment_that_ended_and_the_last_that_succeeded() {
+    let story = Story::of(3).given(|state| {
+        let mut failed = state.deployment("d-EXAMPLEE5").clone();
+        failed.id = "d-FAILED001".to_owned();
+        failed.status = "Failed".to_owned();
+        failed.completed_at = Some(-1.0);
+        // It gave up after the first.
+        failed.targets.truncate(1);
+        let region = state.region(REGION);
+        region.deployments.push(failed);
+        region.auto_scaling_groups[0].instances.clear();
+    });
+    let told = story.event(&request(json!({}))).await;
+    let ids = json!(["d-EXAMPLEE5", "d-FAILED001"]);
+    assert_eq!(told.group()["deploymentIds"], ids);
+    assert_eq!(told.counts(), &json!({"restarted": 3}));
+    assert_eq!(triggered_at(&story), "1771319644");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_only_auto_scaling_deployed_lately_the_present_members_health_is_asked_for() {
+    let story = Story::of(2).given(|state| {
+        state.page_sizes.deployments = 100;
+        let last = state.deployment("d-EXAMPLEE5").clone();
+        // 900 launches since the last deployment by people.
+        let launches = (0..900).map(|n| Deployment {
+            id: format!("d-LAUNCH{n:03}"),
+            creator: "autoscaling".to_owned(),
+            completed_at: Some(-10.0 - f64::from(n)),
+            ..last.clone()
+        });
+        state.region(REGION).deployments = launches.collect();
+        state.host(&id(2)).agent.fault = Some(sim::AgentFault::AgentUnhealthy);
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(triggered_at(&story), "1");
+    assert_eq!(
+        told.counts(),
+        &json!({"already-restarted": 1, "failed": 1}),
+        "none is restarted, and one is sick"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_members_a_group_whose_last_deployment_is_not_found_is_a_problem() {
+    let story = Story::of(1).given(|state| {
+        state.deployment("d-EXAMPLEE5").creator = "autoscaling".to_owned();
+        state.region(REGION).auto_scaling_groups[0]
+            .instances
+            .clear();
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.group()["problem"]["code"], "NoDeployment");
+    assert!(story.body("email").contains("give a deploymentId"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_never_had_a_deployment_is_ignored() {
+    let story = Story::of(2).given(|state| state.region(REGION).deployments.clear());
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.answer["result"], "ignored");
+    assert!(
+        told.answer["reason"]
+            .to_string()
+            .contains("never had a deployment")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_an_execution_or_a_deployment_that_is_gone_is_told_by_its_name() {
+    let group = Story::of(1).given(|state| state.region(REGION).deployment_groups.clear());
+    let execution = Story::of(1).given(|state| {
+        state.region(REGION).pipelines[0].executions[0].id =
+            "00000000-0000-4000-8000-000000000000".to_owned();
+    });
+    let deployment = actions(Story::of(1), |actions| {
+        actions[0].deployment_id = Some("d-NOWHERE01".to_owned());
+    });
+    for (story, code, name) in [
+        (
+            group,
+            "DeploymentGroupDoesNotExistException",
+            sim::DEPLOYMENT_GROUP,
+        ),
+        (
+            execution,
+            "PipelineExecutionNotFoundException",
+            "my-pipeline",
+        ),
+        (deployment, "DeploymentDoesNotExistException", "d-NOWHERE01"),
+    ] {
+        let told = story.run().await;
+        assert_eq!(told.answer["result"], "attention");
+        let mail = story.body("email");
+        assert!(mail.contains(code), "{mail}");
+        assert!(mail.contains(name), "{mail}");
+    }
+}
+
+/// A later deployment of the story's group that is over, by a creator.
+fn later(story: Story, creator: &str, targets: usize) -> Story {
+    story.given(|state| {
+        let mut later = state.deployment("d-EXAMPLEE5").clone();
+        later.id = "d-LATER0001".to_owned();
+        later.creator = creator.to_owned();
+        later.created_at = -4.0;
+        later.completed_at = Some(-1.0);
+        later.targets.truncate(targets);
+        state.region(REGION).deployments.push(later);
+        // Restarted between the two.
+        for n in 1..=2 {
+            state.host(&id(n)).agent.started_at = -3.0;
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_was_restarted_before_a_later_deployment_ended_is_stale() {
+    for (creator, expected) in [
+        ("user", json!({"restarted": 2})),
+        ("codeDeployRollback", json!({"restarted": 2})),
+        ("CloudFormation", json!({"restarted": 2})),
+        ("SomebodyNew", json!({"restarted": 2})),
+        ("autoscaling", json!({"already-restarted": 2})),
+        ("autoscalingTermination", json!({"already-restarted": 2})),
+        // It counts for whom it went to.
+        (
+            "CodeDeployAutoUpdate",
+            json!({"restarted": 1, "already-restarted": 1}),
+        ),
+    ] {
+        let story = later(Story::of(2), creator, 1);
+        let told = story.run().await;
+        assert_eq!(told.counts(), &expected, "{creator}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_was_waited_for_counts_for_what_is_fresh() {
+    let story = later(Story::of(2), "user", 2).given(|state| {
+        state.deployment("d-LATER0001").completed_at = Some(20.0);
+        state.host(&id(1)).agent.started_at = 15.0;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
 }

@@ -233,11 +233,11 @@ async fn a_region_that_is_down_leaves_the_other_groups_alone() {
     let groups = told.answer["groups"].as_array().expect("a list");
     assert_eq!(groups.len(), 9);
     assert_eq!(groups[8]["counts"], json!({"restarted": 2}));
-    assert!(
-        groups[..8]
-            .iter()
-            .all(|group| group["problem"]["code"] == "InternalFailure")
-    );
+    for group in &groups[..8] {
+        // The pauses between eight attempts are drawn, and may take longer than there is.
+        let code = group["problem"]["code"].as_str().expect("text");
+        assert!(["InternalFailure", "Timeout"].contains(&code), "{code}");
+    }
     assert_eq!(told.answer["notified"], true);
 }
 

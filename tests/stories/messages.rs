@@ -496,7 +496,7 @@ async fn the_mail_about_a_failed_instance() {
       Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -514,7 +514,7 @@ async fn the_mail_about_a_busy_instance() {
       Do: repeat by hand when what runs there has ended.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -532,11 +532,11 @@ async fn the_mail_about_an_unreachable_instance() {
     In all: 2 restarted, 1 unreachable.
 
     WARNING unreachable:
-      i-00000000000000002 (web-2): Systems Manager: ConnectionLost, offline since 2026-02-17T07:14:05Z
+      i-00000000000000002 (web-2): it runs; Systems Manager: ConnectionLost, offline since 2026-02-17T07:14:05Z
       Do: check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, then repeat by hand; or terminate the instance.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -554,7 +554,7 @@ async fn the_mail_about_an_undelivered_instance() {
       Do: check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, then repeat by hand; or terminate the instance.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -572,7 +572,7 @@ async fn the_mail_about_a_timed_out_instance() {
       Do: systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -590,7 +590,7 @@ async fn the_mail_about_a_cancelled_instance() {
       Do: find out who cancelled it, then repeat by hand.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -608,7 +608,7 @@ async fn the_mail_about_an_unfinished_instance() {
       Do: see the command's result in Systems Manager, Run Command; then repeat by hand.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 
@@ -846,7 +846,7 @@ async fn the_mail_about_a_problem() {
       Do: allow codedeploy:GetDeploymentGroup in the function's role, for deployment group my-application/my-deployment-group.
 
     Repeat by hand (leaves agents alone that are fresh by now):
-      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1","time":"2026-02-17T09:14:00Z"}' answer.json
+      aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
     "#);
 }
 

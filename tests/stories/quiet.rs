@@ -56,7 +56,11 @@ async fn a_dry_run_asks_once_whether_a_deployment_runs() {
     let story = other_deployment(Story::of(2), "InProgress", "user", None);
     let told = story.event(&event("dry-run")).await;
     assert_eq!(told.group()["plan"][0]["decision"], "busy");
-    assert_eq!(story.count("ListDeployments"), 1);
+    assert_eq!(
+        story.count("ListDeployments"),
+        2,
+        "and for those created since"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,8 +68,10 @@ async fn a_running_deployment_is_asked_for_every_10_seconds_for_120_at_most() {
     let story = other_deployment(Story::of(2), "InProgress", "user", None);
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"busy": 2}));
-    let times = story.times_of("ListDeployments");
+    let mut times = story.times_of("ListDeployments");
     assert!(times[0] < 1.0, "{times:?}");
+    // The very last one is for those that were created since.
+    times.pop();
     let last = times[times.len() - 1];
     // The last pause ends with the limit.
     assert_every(10.0, &times[..times.len() - 1]);
@@ -186,4 +192,36 @@ async fn what_comes_back_online_is_not_sent_to_while_another_deployment_runs() {
     };
     let (told, ()) = tokio::join!(story.run(), back);
     assert_eq!(story.sent_to(), Vec::<String>::new(), "{:#}", told.answer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follow_up_deployment_makes_its_own_targets_busy_and_nobody_else() {
+    // A scale-out during the deployment: CodeDeploy's follow-up for one instance runs at the moment of the event.
+    let story = other_deployment(Story::of(3), "InProgress", "CodeDeployAutoUpdate", None)
+        .given(|state| state.deployment("d-RUNNING01").targets.truncate(1));
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 2}));
+    let detail = told.attention(&id(1))["detail"].to_string();
+    assert!(detail.contains("d-RUNNING01"), "{detail}");
+    assert!(
+        story.times_of("SendCommand")[0] < 5.0,
+        "nobody waits for it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follow_up_whose_targets_are_not_listed_yet_is_waited_for_until_they_are() {
+    let created = || other_deployment(Story::of(3), "Created", "CodeDeployAutoUpdate", None);
+    let told = created().run().await;
+    assert_eq!(told.counts(), &json!({"busy": 3}), "they are never listed");
+
+    let story = created().given(|state| state.deployment("d-RUNNING01").targets.truncate(1));
+    let begins = async {
+        tokio::time::sleep(std::time::Duration::from_secs(25)).await;
+        story
+            .world
+            .with(|state| state.deployment("d-RUNNING01").status = "InProgress".to_owned());
+    };
+    let (told, ()) = tokio::join!(story.run(), begins);
+    assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 2}));
 }

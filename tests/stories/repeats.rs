@@ -104,15 +104,15 @@ async fn days_off(story: &Story, instance: &str) -> Vec<i64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repeated_request_without_a_time_is_a_new_order() {
+async fn a_repeated_request_leaves_fresh_agents_alone_and_a_later_time_restarts_them() {
     let story = Story::of(2);
-    for restarts in 1..=2 {
-        let told = story.event(&event("by-hand")).await;
-        assert_eq!(told.counts(), &json!({"restarted": 2}));
-        story.world.with(|state| {
-            assert_eq!(state.host(&id(1)).agent.restarts.len(), restarts);
-        });
-    }
+    let told = story.event(&event("by-hand")).await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    let told = story.event(&event("by-hand")).await;
+    assert_eq!(told.counts(), &json!({"already-restarted": 2}));
+    let now = codedeploy_agent_restarter::clock::Timestamp(story.world.now() as u64);
+    let anew = request(json!({"deploymentId": "d-EXAMPLEE5", "time": now}));
+    assert_eq!(story.event(&anew).await.counts(), &json!({"restarted": 2}));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,17 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use sim::{Call, DeploymentGroup};
 
 use super::calls::texts;
-use super::subject::Meant;
+use super::subject::{Meant, is_follow_up};
 use super::{Evidence, MOMENT};
+use crate::deliveries::Invocation;
 use crate::fleet::Scene;
 use crate::weather::What;
 
-/// Where an instance stood at which time: Auto Scaling's word and group, and whether SSM lists it.
+/// Where an instance stood at which time: Auto Scaling's word and group, EC2's state, and whether SSM lists it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     pub from: f64,
     pub member: Option<(String, String)>,
+    pub state: String,
     pub listed: bool,
+}
+
+impl Standing {
+    /// Whether EC2 says that nothing runs there.
+    pub fn is_down(&self) -> bool {
+        ["stopping", "stopped", "shutting-down", "terminated"].contains(&self.state.as_str())
+    }
 }
 
 /// The standings of each instance in turn, by region and id.
@@ -40,13 +49,23 @@ impl<'a> Evidence<'a> {
         let deployments = held.into_iter().flat_map(|region| &region.deployments);
         let ours = deployments.filter(|d| meant.deployments.iter().any(|ours| ours.id == d.id));
         ours.flat_map(|deployment| {
-            let green =
-                |label: Option<&str>| deployment.style != "BLUE_GREEN" || label == Some("Green");
+            let stays =
+                |label: Option<&str>| deployment.style != "BLUE_GREEN" || label != Some("Blue");
             let targets = deployment.targets.iter();
-            targets.filter(move |target| green(target.label.as_deref()))
+            targets.filter(move |target| stays(target.label.as_deref()))
         })
         .map(|target| target.id.as_str())
         .collect()
+    }
+
+    /// Who was a member of the group's Auto Scaling groups all the while.
+    pub fn members(&self, meant: &Meant, invocation: &Invocation) -> BTreeSet<&'a str> {
+        let present = Meant {
+            deployments: Vec::new(),
+            ..meant.clone()
+        };
+        self.candidates(&present, invocation.began, invocation.ended)
+            .1
     }
 
     /// Who may be a candidate of the group between the two moments, and who must be.
@@ -58,10 +77,8 @@ impl<'a> Evidence<'a> {
     ) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
         let mut must = self.targets(meant);
         let mut may = must.clone();
-        let only_targets = meant
-            .deployments
-            .iter()
-            .all(|d| d.creator == "CodeDeployAutoUpdate");
+        let only_targets =
+            !meant.deployments.is_empty() && meant.deployments.iter().all(is_follow_up);
         if let Some(group) = self.group(meant).filter(|_| !only_targets) {
             let ours = |standing: &Standing| {
                 let member = standing.member.as_ref();
@@ -148,6 +165,7 @@ pub fn standings(scene: &Scene) -> Standings<'_> {
             let standing = Standing {
                 from: f64::MIN,
                 member: members.remove(host.id.as_str()),
+                state: host.state.clone(),
                 listed: host.managed
                     && !host.rejected
                     && ["running", "pending", "stopping"].contains(&host.state.as_str()),
@@ -180,6 +198,7 @@ pub fn standings(scene: &Scene) -> Standings<'_> {
             }
             What::Terminates => {
                 now.member = None;
+                "terminated".clone_into(&mut now.state);
                 now.listed = false;
             }
             What::Vanishes => now.listed = false,

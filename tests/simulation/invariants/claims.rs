@@ -44,9 +44,10 @@ impl Evidence<'_> {
             return Some("no command was sent".to_owned());
         };
         // A request's time may lie ahead: what it restarts before that time cannot be fresher than its command.
+        let since = self.since(meant, id, sent);
         let since = match claim {
-            "already-restarted" => meant.since,
-            _ => meant.since.min(sent.at),
+            "already-restarted" => since,
+            _ => since.min(sent.at),
         };
         let ran = command.invocations.iter().find(|ran| ran.instance_id == id);
         let Some((ran, ended)) = ran.and_then(|ran| Some((ran, ran.ended_at?))) else {
@@ -64,7 +65,7 @@ impl Evidence<'_> {
         if !running {
             return Some("no agent runs".to_owned());
         }
-        if FRESH.contains(&claim) && started < since {
+        if FRESH.contains(&claim) && started < since && !meant.uncertain {
             let old = since - started;
             return Some(format!(
                 "its agent is {old:.3} s older than the deployment's end"

@@ -88,7 +88,8 @@ impl Evidence<'_> {
                     && first.params == call.params
                     && first.region == call.region
             });
-            causes.push((meant.since, first.map_or(call.at, |first| first.at), began));
+            let since = self.since(meant, &host.id, call);
+            causes.push((since, first.map_or(call.at, |first| first.at), began));
         }
         causes
     }

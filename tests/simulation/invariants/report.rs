@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use codedeploy_agent_restarter::decision::Target;
+use codedeploy_agent_restarter::decision::{Decision, Target};
+use codedeploy_agent_restarter::outcome::Cause;
+use codedeploy_agent_restarter::problem::{Code, Problem};
 use codedeploy_agent_restarter::report::{Entry, Report};
 use serde_json::Value;
-use sim::{Call, Deployment};
+use sim::Call;
 
 use super::candidates::{Standing, during, fell_between_pages};
+use super::hosts::host;
 use super::messages::MOST_ROWS;
-use super::subject::{Subject, is};
-use super::{ACCOUNTED, CALM, Evidence, TOLD};
+use super::sends::asks_for_quiet;
+use super::subject::{Meant, Subject, is};
+use super::{ACCOUNTED, CALM, Evidence, NEEDED, TOLD};
 use crate::deliveries::{End, Fate, Invocation};
 use crate::fleet::PASSING;
 
@@ -59,13 +63,13 @@ impl Evidence<'_> {
                 );
             }
         }
-        for meant in subject.groups.iter().filter(|meant| !meant.uncertain) {
+        for meant in &subject.groups {
             let Some(group) = report.groups.iter().find(|group| is(meant, group)) else {
                 let unlisted = report
                     .problems
                     .iter()
                     .any(|problem| !OF_ONE_ACTION.contains(&problem.code.word()));
-                if !unlisted || !report.groups.is_empty() {
+                if !meant.optional && (!unlisted || !report.groups.is_empty()) {
                     self.broken(
                         ACCOUNTED,
                         format!("{who}: {} is not in the report", meant.name),
@@ -75,18 +79,22 @@ impl Evidence<'_> {
             };
             let (may, must) = self.candidates(meant, invocation.began, invocation.ended);
             let there: BTreeSet<&str> = group.instances.keys().map(Target::as_str).collect();
-            if there.is_empty() && (meant.unknown || !must.is_empty()) {
-                if group.problems.is_empty() {
+            if there.is_empty() {
+                // Where no deployment can be meant, the present members are.
+                let members = !meant.unknown && !self.members(meant, invocation).is_empty();
+                let none = |problem: &Problem| members && problem.code == Code::NoDeployment;
+                if group.problems.is_empty() || group.problems.iter().any(none) {
                     let what = format!(
-                        "{who}: {} has no instance and no problem, {} expected",
+                        "{who}: {} has no instance, {} expected: {:?}",
                         meant.name,
-                        must.len()
+                        must.len(),
+                        group.problems
                     );
                     self.broken(ACCOUNTED, what);
                 }
                 continue;
             }
-            if meant.unknown {
+            if !meant.is_certain() {
                 continue;
             }
             if let Some(id) = must.difference(&there).next() {
@@ -110,8 +118,9 @@ impl Evidence<'_> {
         }
     }
 
-    /// Only those may be skipped who start, leave, are gone, or were never reached.
-    pub fn skips(
+    /// Only those may be skipped who start, leave, or do not run; and nobody is called out for those who do not run, nor
+    /// for a deployment that goes elsewhere.
+    pub fn left(
         &mut self,
         who: &str,
         subject: &Subject,
@@ -123,57 +132,62 @@ impl Evidence<'_> {
             let Some(found) = report.groups.iter().find(|group| is(meant, group)) else {
                 continue;
             };
-            let Some(group) = self.group(meant) else {
-                continue;
-            };
-            let old = |d: &Deployment| {
-                d.completed_at
-                    .is_some_and(|time| invocation.ended - time > 86_400.0)
-            };
-            let old = meant.by_hand && meant.deployments.iter().all(old);
-            let mut wrong = None;
             for (target, entry) in &found.instances {
                 let id = target.as_str();
-                if word(entry) != "skipped" {
-                    continue;
-                }
-                let targets = meant.deployments.iter().flat_map(|d| &d.targets);
-                let reached = targets.filter(|target| target.id == id).any(|target| {
-                    !matches!(target.status.as_str(), "Pending" | "Skipped")
-                        && target.lifecycle_started
-                });
-                let missing = group.tag_filters.is_empty() || old || !reached;
-                let standings = || {
-                    during(
-                        self.standings_of(&meant.region, id),
-                        invocation.began,
-                        invocation.ended,
-                    )
+                let standings = self.standings_of(&meant.region, id);
+                let standings = || during(standings, invocation.began, invocation.ended);
+                let wrong = match word(entry) {
+                    "skipped" => {
+                        let passing = |standing: &Standing| {
+                            let member = standing.member.as_ref();
+                            member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
+                        };
+                        let between = fell_between_pages(self.scene, &meant.region, id, calls);
+                        !standings().any(|s| passing(s) || s.is_down())
+                            && !between
+                            && !self.is_forgotten(meant, id, invocation)
+                    }
+                    "unreachable" => {
+                        let asked = calls
+                            .iter()
+                            .filter(|call| call.operation == "DescribeInstances");
+                        let troubled = asked.into_iter().any(|call| call.status != 200);
+                        standings().next().is_some()
+                            && standings().all(Standing::is_down)
+                            && !host(&self.scene.state, &meant.region, id)
+                                .is_some_and(|h| h.forgotten)
+                            && !troubled
+                    }
+                    "busy"
+                        if matches!(entry.decision, Decision::Leave(Cause::DeploymentRuns, _)) =>
+                    {
+                        let asked = calls.iter().rev().find(|call| asks_for_quiet(call, meant));
+                        asked.is_some_and(|asked| self.running(meant, asked.at, &[id]).is_none())
+                    }
+                    _ => false,
                 };
-                let of_nobody = |standing: &Standing| {
-                    let member = standing.member.as_ref();
-                    member.is_none_or(|(state, _)| state == "Detached")
-                };
-                let passing = standings().any(|standing| {
-                    let member = standing.member.as_ref();
-                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
-                });
-                // One that Auto Scaling lost while Systems Manager was asked may show a mixture of both.
-                let gone = missing
-                    && standings().any(of_nobody)
-                    && standings().any(|standing| !standing.listed);
-                let between = || fell_between_pages(self.scene, &meant.region, id, calls);
-                if !passing && !gone && !between() {
-                    wrong = Some(target);
+                if wrong {
+                    let invariant = match word(entry) {
+                        "skipped" => TOLD,
+                        _ => NEEDED,
+                    };
+                    let what = format!(
+                        "{who}: {id} of {} is {} without a reason: {}",
+                        meant.name,
+                        word(entry),
+                        entry.decision.reason()
+                    );
+                    self.broken(invariant, what);
                 }
-            }
-            if let Some(id) = wrong {
-                self.broken(
-                    TOLD,
-                    format!("{who}: {id} of {} was skipped without a reason", meant.name),
-                );
             }
         }
+    }
+
+    /// Whether EC2 may not know it any more: it shows those that are terminated for an hour.
+    fn is_forgotten(&self, meant: &Meant, id: &str, invocation: &Invocation) -> bool {
+        let ends = meant.deployments.iter().filter_map(|d| d.completed_at);
+        let hours_ago = ends.fold(f64::MIN, f64::max) < invocation.ended - 3600.0;
+        hours_ago && host(&self.scene.state, &meant.region, id).is_some_and(|host| host.forgotten)
     }
 
     /// Where nothing goes wrong, nobody is left.

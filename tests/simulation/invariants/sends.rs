@@ -4,7 +4,7 @@ use sim::{Call, Deployment, Fault, FaultKind};
 
 use super::calls::texts;
 use super::candidates::{Standing, during, fell_between_pages};
-use super::subject::{Meant, Subject, by_auto_scaling};
+use super::subject::{Meant, Subject, by_auto_scaling, is_about, is_follow_up};
 use super::{Evidence, MOMENT, RATE, UNHARMED};
 use crate::deliveries::Invocation;
 use crate::fleet::STAYING;
@@ -14,7 +14,7 @@ const LIFECYCLE_AGE: f64 = 60.0 + 5.0;
 /// Seconds within which a reply must arrive to be of use.
 const ATTEMPT: f64 = 10.0;
 
-impl Evidence<'_> {
+impl<'a> Evidence<'a> {
     /// Judges each command at the moment at which the function first tried to send it.
     pub fn sends(
         &mut self,
@@ -80,7 +80,7 @@ impl Evidence<'_> {
                 meant.name
             ));
         };
-        let running = self.running(meant, asked.at);
+        let running = self.running(meant, asked.at, ids);
         running.map(|d| format!("sent, though {} was seen running at {:.3}", d.id, asked.at))
     }
 
@@ -113,29 +113,40 @@ impl Evidence<'_> {
             || fell_between_pages(self.scene, &meant.region, id, calls)
     }
 
-    /// A deployment of the group that ran at that time.
-    fn running(&self, meant: &Meant, at: f64) -> Option<&Deployment> {
-        let held = self.scene.state.regions.get(&meant.region)?;
-        held.deployments.iter().find(|d| {
-            d.application == meant.application
-                && d.deployment_group == meant.name
-                && !by_auto_scaling(d)
-                && runs_at(d, at)
-        })
+    /// A deployment of the group that ran at that time, and concerns one of these.
+    pub fn running(&self, meant: &Meant, at: f64, ids: &[&str]) -> Option<&'a Deployment> {
+        self.deployments_of(meant)
+            .filter(|d| !by_auto_scaling(d) && runs_at(d, at))
+            .find(|d| !is_follow_up(d) || is_unlisted(d) || concerns(d, ids))
     }
+}
+
+/// Whether CodeDeploy does not say yet whom it will deploy to.
+fn is_unlisted(deployment: &Deployment) -> bool {
+    matches!(deployment.status.as_str(), "Created" | "Queued") || deployment.targets.is_empty()
+}
+
+fn concerns(deployment: &Deployment, ids: &[&str]) -> bool {
+    let mut targets = deployment.targets.iter();
+    targets.any(|target| ids.contains(&target.id.as_str()))
 }
 
 /// The function's last question, before a call, whether a deployment of the group runs.
 pub fn last_asked<'a>(meant: &Meant, call: &Call, calls: &[&'a Call]) -> Option<&'a Call> {
-    calls.iter().rev().copied().find(|asked| {
-        asked.operation == "ListDeployments"
-            && asked.at < call.at
-            && asked.status == 200
-            && asked.region == meant.region
-            && asked.params["deploymentGroupName"] == meant.name.as_str()
-            && asked.params["applicationName"] == meant.application.as_str()
-            && texts(&asked.params["includeOnlyStatuses"]).contains(&"InProgress")
-    })
+    let asked = calls
+        .iter()
+        .rev()
+        .copied()
+        .filter(|asked| asked.at < call.at);
+    asked.into_iter().find(|asked| asks_for_quiet(asked, meant))
+}
+
+/// Whether a call asked whether a deployment of the group runs, and was told.
+pub fn asks_for_quiet(call: &Call, meant: &Meant) -> bool {
+    call.operation == "ListDeployments"
+        && call.status == 200
+        && is_about(call, meant)
+        && texts(&call.params["includeOnlyStatuses"]).contains(&"InProgress")
 }
 
 /// Whether the function has seen the reply for certain: a slow one needs the time of the call on top.

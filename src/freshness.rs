@@ -1,0 +1,96 @@
+//! Since when an agent counts as fresh: since the end of whatever was last deployed to its host. Another deployment may
+//! have come after those that an event is about, and may be over when the event is handled: an agent that was restarted
+//! between the two is stale.
+
+use std::collections::BTreeMap;
+
+use crate::aws::RegionClients;
+use crate::clock::Timestamp;
+use crate::decision::Target;
+use crate::deployments::{
+    Deployment, ENDED, Group, by_auto_scaling, get_deployments, list_deployments, list_targets,
+    never_began, read_deployment,
+};
+use crate::ids::InstanceId;
+use crate::problem::CallError;
+
+/// Before every agent's start: whoever is healthy is fresh.
+const ALWAYS: Timestamp = Timestamp(1);
+
+/// Since when the agents of a group count as fresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// What counts for everybody.
+    all: Timestamp,
+    /// What counts for those that a later follow-up deployment went to, if that is later.
+    own: BTreeMap<InstanceId, Timestamp>,
+}
+
+impl Freshness {
+    /// The same for everybody.
+    pub fn since(all: Timestamp) -> Self {
+        Self {
+            all,
+            own: BTreeMap::new(),
+        }
+    }
+
+    /// Since when this instance's agent counts as fresh.
+    pub fn of(&self, id: &InstanceId) -> Timestamp {
+        let own = self.own.get(id).copied();
+        own.map_or(self.all, |own| own.max(self.all))
+    }
+}
+
+/// Looks at the group's deployments and at every one that was created since and has ended. Those of Auto Scaling do not
+/// count: their instances are starting or leaving. One that CodeDeploy made for instances that it had missed counts for
+/// these. One whose end is not told may have ended last, but no later than the order came.
+///
+/// # Errors
+/// When a call fails for good.
+pub async fn read(client: &RegionClients, group: &Group) -> Result<Freshness, CallError> {
+    if let Some(asked) = group.asked_since {
+        return Ok(Freshness::since(asked));
+    }
+    if group.deployments.is_empty() {
+        return Ok(Freshness::since(ALWAYS));
+    }
+    let mut deployments = group.deployments.clone();
+    // The bounds of the range are not documented: a second more does no harm.
+    let first = deployments.iter().filter_map(|d| d.created_at).min();
+    let since = first.map(|first| Timestamp(first.0.saturating_sub(1)));
+    let mut ids = list_deployments(client, &group.name, &ENDED, since, usize::MAX).await?;
+    let has_ended = |id: &String| {
+        let known = deployments.iter().find(|known| known.id.as_str() == id);
+        known.is_some_and(|known| known.completed_at.is_some())
+    };
+    ids.retain(|id| !has_ended(id));
+    for info in get_deployments(client, &group.name, &ids).await? {
+        if by_auto_scaling(&info) || never_began(&info) {
+            continue;
+        }
+        let mut later = read_deployment(&info)?;
+        if later.auto_update {
+            later.targets = list_targets(client, &later).await?;
+        }
+        deployments.retain(|known| known.id != later.id);
+        deployments.push(later);
+    }
+    Ok(of_deployments(&deployments, group.ordered_at))
+}
+
+fn of_deployments(deployments: &[Deployment], ordered_at: Timestamp) -> Freshness {
+    let (mut all, mut own) = (ALWAYS, BTreeMap::new());
+    for deployment in deployments {
+        let ended = deployment.completed_at.unwrap_or(ordered_at);
+        if !deployment.auto_update {
+            all = all.max(ended);
+            continue;
+        }
+        for id in deployment.targets.iter().filter_map(Target::instance) {
+            let latest = own.entry(id.clone()).or_insert(ended);
+            *latest = ended.max(*latest);
+        }
+    }
+    Freshness { all, own }
+}
