@@ -9,10 +9,10 @@
 //!    asks CodeDeploy about them; an agent that started after they ended is fresh.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
 //!    [`inventory`] asks Auto Scaling, Systems Manager and CodeDeploy about the group's instances, and [`decision`]
-//!    says of each whether a restart is ordered, or why not. [`restart`] sends the Run Command document and asks for results
-//!    until each instance has an [`outcome`]; [`window`] tells it how many may be sent to, and when to stop after
-//!    failures, [`flights`] who is late. Groups live side by side, but groups that have
-//!    targets in common follow each other: what the first one restarts is fresh for the next.
+//!    says of each whether a restart is ordered, or why not. [`restart`] sends each [`platform`] its Run Command document
+//!    and asks for results until each instance has an [`outcome`]; [`window`] tells it how many may be sent to, and when
+//!    to stop after failures, [`flights`] who is late. Groups live side by side, but groups that have targets in common
+//!    follow each other: what the first one restarts is fresh for the next.
 //! 3. The [`report`] holds every instance in one of thirteen outcomes ([`kind`]) and every call that failed as a
 //!    [`problem`]. It is returned as JSON ([`answer`]), logged, printed as [`metrics`], and told: [`notify`] publishes
 //!    one [`message`] for each group in which anything needs attention (or for every group, if so set), and one for

@@ -30,8 +30,9 @@ class LeftOut(typing.NamedTuple):
 
 
 LEFT_OUT = {
-    # The simulated hosts have it already, under this name.
+    # The simulated AWS has them already, under these names.
     "RestartDocument": LeftOut("restart-agent", "Unrecognized resource types: [AWS::SSM::Document]"),
+    "WindowsRestartDocument": LeftOut("restart-windows-agent", "Unrecognized resource types: [AWS::SSM::Document]"),
 }
 
 # Conditions that the emulator gets wrong without a word. Every one with Fn::Join in it is false there: it joins nothing in a condition. Fn::Select it knows; the

@@ -47,9 +47,9 @@ CRASHING = "i-0000000000000e204"
 LOST = "i-0000000000000e205"
 STARTING = "i-0000000000000e206"
 
-SETTINGS = {"TOPIC_ARN": TOPIC, "DOCUMENT_NAME": "restart-agent", "MAX_CONCURRENCY": "100%"}
+SETTINGS = {"TOPIC_ARN": TOPIC, "DOCUMENT_NAME": "restart-agent", "WINDOWS_DOCUMENT_NAME": "restart-windows-agent", "MAX_CONCURRENCY": "100%"}
 # What the function would read from its own environment, so that none of it comes from the caller's.
-OWN_VARIABLES = ["TOPIC_ARN", "DOCUMENT_NAME", "NOTIFY_ON", "MAX_CONCURRENCY", "MAX_ERRORS", "BUSY_WAIT_SECONDS", "MIN_MEMORY_MIB", "DRY_RUN"]
+OWN_VARIABLES = ["TOPIC_ARN", "DOCUMENT_NAME", "WINDOWS_DOCUMENT_NAME", "NOTIFY_ON", "MAX_CONCURRENCY", "MAX_ERRORS", "BUSY_WAIT_SECONDS", "MIN_MEMORY_MIB", "DRY_RUN"]
 
 
 class Failure(Exception):
@@ -463,6 +463,7 @@ def story_wrong_settings(binary):
     """Wrong settings are all named, one line each, and end the binary with 1 before it asks the runtime for anything."""
     wrong = {
         "TOPIC_ARN": f"{TOPIC}.fifo",
+        "WINDOWS_DOCUMENT_NAME": "two words",
         "NOTIFY_ON": "never",
         "MAX_CONCURRENCY": "0",
         "MAX_ERRORS": "101%",

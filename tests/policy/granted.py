@@ -17,6 +17,7 @@ from calls import ACCOUNT
 REGION = "us-east-1"
 # The names that the stories' world has for what a stack makes or is given.
 DOCUMENT = "restart-agent"
+WINDOWS_DOCUMENT = "restart-windows-agent"
 TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:agent-restarts"
 PIPELINE = "my-pipeline"
 # What else a stack makes, with names as CloudFormation makes them.
@@ -32,6 +33,7 @@ SCHEDULE_ROLE = f"arn:aws:iam::{ACCOUNT}:role/restarter-ScheduleRole-AbCdEf12345
 # What a reference to a resource gives (CloudFormation's template reference, "Return values" of each type). Only those that policies may need are here.
 VALUES = {
     "RestartDocument": DOCUMENT,
+    "WindowsRestartDocument": WINDOWS_DOCUMENT,
     "Topic": TOPIC,
     "FailedEvents.Arn": QUEUE,
     # A log group's ARN is given with ":*" at its end.

@@ -19,7 +19,7 @@ import cases
 import granted
 from calls import ACCOUNT, Call
 from check_policy import ask, judge, prepare
-from granted import DOCUMENT, FUNCTION, LOG_GROUP, PIPELINE, QUEUE, REGION, TOPIC
+from granted import DOCUMENT, FUNCTION, LOG_GROUP, PIPELINE, QUEUE, REGION, TOPIC, WINDOWS_DOCUMENT
 
 STACKS = {stack.name: stack for stack in cases.STACKS}
 # Between them, they have every statement.
@@ -34,7 +34,7 @@ def usual_stories():
     made += [Call(name, ("*",)) for name in sorted(calls.WITHOUT_RESOURCE)]
     made.append(reading(PIPELINE))
     made.append(Call("sns:Publish", (TOPIC,)))
-    made.append(sending(DOCUMENT))
+    made += [sending(document) for document in (DOCUMENT, WINDOWS_DOCUMENT)]
     return calls.Stories(transcripts=1, exchanges=len(made), calls=Counter(made))
 
 
@@ -185,6 +185,7 @@ KEEP_FOR_THE_RULE = "KeepWhatTheRuleCannotDeliver"
 LONGER = "with -2 behind it"
 ACCOUNT_ROOT = {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
 OWN_DOCUMENT = in_account("ssm:*", f"document/{DOCUMENT}")
+OWN_DOCUMENTS = [OWN_DOCUMENT, in_account("ssm:*", f"document/{WINDOWS_DOCUMENT}")]
 POWERSHELL = in_account("ssm:*", "document/AWS-RunPowerShellScript")
 OTHER_TOPICS = in_account(f"sns:{REGION}", "ops-*")
 STACKS_LOGS = {"Fn::Sub": in_account(f"logs:{REGION}", "log-group:${AWS::StackName}-*")}
@@ -199,9 +200,10 @@ IN_POLICIES = [
     Fault("a wildcard for the actions", role("ReadDeploymentsOfAGroup", Action="codedeploy:Get*"), "allows codedeploy:Get*, which"),
     Fault("every action but one", negated("TellTheTopic", "Action"), "name its actions"),
     Fault("every resource but one", negated("TellTheTopic", "Resource"), "name its resources"),
-    Fault("every document of the account", role("SendThisDocument", Resource=in_account("ssm:*", "document/*")), "document: another one"),
-    Fault("the documents that AWS owns", role("SendThisDocument", Resource=[OWN_DOCUMENT, "arn:aws:ssm:*::document/*"]), "AWS-RunShellScript"),
-    Fault("the document of any account", role("SendThisDocument", Resource=f"arn:aws:ssm:*:*:document/{DOCUMENT}"), "document's account"),
+    Fault("the document for Linux alone", role("SendTheseDocuments", Resource=OWN_DOCUMENT), MISSING),
+    Fault("every document of the account", role("SendTheseDocuments", Resource=in_account("ssm:*", "document/*")), "document: another one"),
+    Fault("the documents that AWS owns", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, "arn:aws:ssm:*::document/*"]), "AWS-RunShellScript"),
+    Fault("the document of any account", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, f"arn:aws:ssm:*:*:document/{DOCUMENT}"]), "document's account"),
     Fault("instances of any account", role("SendToInstances", Resource="arn:aws:ec2:*:*:instance/*"), "instance's account"),
     Fault("machines outside EC2 too", role("SendToInstances", Resource=[INSTANCES, in_account("ssm:*", "managed-instance/*")]), "a machine outside EC2"),
     Fault("the tag's name misspelled", tag_condition("StringEquals", "ssm:resourceTag/AgentRestarts"), MISSING, "tagged instances"),
@@ -243,7 +245,7 @@ UNNEEDED = [
     Fault("the account may, by a statement of its own", add_trust, "without a Sid (2): nobody needs this statement"),
     Fault("Systems Manager may be the function", role("trust", Principal=service("lambda", "ssm")), "nobody needs Principal Service ssm"),
     Fault("the account may be the schedule", edited("ScheduleRole", "trust", Principal=service("scheduler") | ACCOUNT_ROOT), "nobody needs Principal AWS", "schedule"),
-    Fault("a document that runs anything", role("SendThisDocument", Resource=[OWN_DOCUMENT, POWERSHELL]), f"nobody needs Resource {POWERSHELL}"),
+    Fault("a document that runs anything", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, POWERSHELL]), f"nobody needs Resource {POWERSHELL}"),
     Fault("other topics too", role("TellTheTopic", Resource=[{"Ref": "Topic"}, OTHER_TOPICS]), f"nobody needs Resource {OTHER_TOPICS}"),
     Fault("a pipeline that is not listed", listed(PIPELINE, cases.OTHER_LISTED, "secret"), "nobody needs NotResource arn:*:codepipeline:*:*:secret", "listed pipelines"),
     Fault("the key for Lambda", edited("Key", ALARMS_AND_RULES, Principal=service("cloudwatch", "events", "lambda")), "nobody needs Principal Service lambda", "own key"),
@@ -252,7 +254,7 @@ UNNEEDED = [
     Fault("the queue for topics", edited("FailedEventsPolicy", KEEP_FOR_THE_RULE, Principal=service("events", "sns")), "nobody needs Principal Service sns"),
 ]
 BROADER = [
-    Fault("documents whose names begin alike", role("SendThisDocument", Resource=f"{OWN_DOCUMENT}*"), f"document: the same name {LONGER}"),
+    Fault("documents whose names begin alike", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, f"{OWN_DOCUMENT}*"]), f"document: the same name {LONGER}"),
     Fault("topics whose names begin alike", role("TellTheTopic", Resource=f"{TOPIC}*"), f"topic: the same name {LONGER}"),
     Fault("queues whose names begin alike", role("KeepFailedInvocations", Resource=f"{QUEUE}*"), f"queue: the same name {LONGER}"),
     Fault("functions whose names begin alike", edited("ScheduleRole", "InvokeTheFunction", Resource=f"{FUNCTION}*"), f"function: the same name {LONGER}", "schedule"),

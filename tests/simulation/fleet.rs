@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use sim::{
-    Action, AgentFault, Answer, AutoScalingGroup, Deployment, DeploymentGroup, Document,
-    DocumentKind, Execution, Host, Member, Pipeline, Region, State, TagFilter, Target, Topic,
+    Action, AgentFault, Answer, AutoScalingGroup, Deployment, DeploymentGroup, DocumentKind,
+    Execution, Host, Member, Pipeline, Region, State, TagFilter, Target, Topic,
 };
 
 use crate::deliveries::{self, Delivery};
@@ -122,11 +122,18 @@ impl Scene {
             mut rng,
             mut state,
             groups,
-            conditions,
+            mut conditions,
             succeeded,
             ..
         } = draft;
         let settings = settings(&mut rng, &state);
+        if settings["WINDOWS_DOCUMENT_NAME"].is_empty() {
+            let name = "no Windows document set";
+            conditions.push(Condition {
+                name,
+                instance: None,
+            });
+        }
         state.faults = weather::faults(&mut rng);
         let changes = weather::changes(&mut rng, &state);
         let tracks = deliveries::draw(&mut rng, &groups, succeeded);
@@ -404,21 +411,29 @@ impl Draft {
     }
 
     fn documents(&mut self, region: &'static str) {
-        let kind = match self.rng.u32(..60) {
+        let mut documents = sim::documents();
+        match self.rng.u32(..60) {
             0 => {
                 self.note("no document in the region");
-                return;
+                documents.clear();
             }
             1 => {
                 self.note("somebody else's document");
-                DocumentKind::Foreign
+                for document in &mut documents {
+                    document.kind = DocumentKind::Foreign;
+                }
             }
-            _ => DocumentKind::RestartAgent,
-        };
-        self.region(region).documents.push(Document {
-            name: sim::DOCUMENT.to_owned(),
-            kind,
-        });
+            2 | 3 => {
+                self.note("no Windows document in the region");
+                documents.retain(|document| document.name == sim::DOCUMENT);
+            }
+            4 => {
+                self.note("no Linux document in the region");
+                documents.retain(|document| document.name != sim::DOCUMENT);
+            }
+            _ => {}
+        }
+        self.region(region).documents = documents;
     }
 
     fn deployment_id(&mut self) -> String {
@@ -937,8 +952,9 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             "terminated"
         }
         5 => {
-            host.platform = "MacOS".to_owned();
-            "MacOS"
+            let (platform, name) = *pick(rng, &[("MacOS", "MacOS"), ("", "platform not told")]);
+            host.platform = platform.to_owned();
+            name
         }
         6 => {
             host.rejected = true;
@@ -1116,7 +1132,12 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
         ("TOPIC_ARN", state.topics[0].arn.clone()),
         ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
     ]);
-    let choices: [(&'static str, &[&str]); 6] = [
+    let windows = sim::WINDOWS_DOCUMENT;
+    let choices: [(&'static str, &[&str]); 7] = [
+        (
+            "WINDOWS_DOCUMENT_NAME",
+            &[windows, windows, windows, windows, windows, windows, ""],
+        ),
         (
             "MAX_CONCURRENCY",
             &["", "1", "3", "10%", "33%", "50%", "100%", "100%", "40"],

@@ -11,6 +11,7 @@
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
 //! | `sends` | what was sent: to whom, and when | 6 |
+//! | `platforms` | by which document, and who is left for want of one | 1, 6 |
 //! | `chains` | whether groups that share instances follow each other | 6 |
 //! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
@@ -21,6 +22,7 @@ mod chains;
 mod claims;
 mod hosts;
 mod messages;
+mod platforms;
 mod report;
 mod sends;
 mod subject;
@@ -152,6 +154,7 @@ impl<'a> Evidence<'a> {
                 self.told(&who, invocation, report, answer, &calls);
                 self.left(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
+                self.undocumented(&who, report);
                 self.brakes(&who, report);
                 self.calm(&who, invocation, report);
             }

@@ -59,12 +59,13 @@ const ENDS: [&str; 5] = [
     "InvalidEvent",
 ];
 /// Conditions of hosts, deployments and pipelines.
-const CONDITIONS: [&str; 36] = [
+const CONDITIONS: [&str; 37] = [
     "picks nothing up",
     "not managed",
     "stopped",
     "terminated",
     "MacOS",
+    "platform not told",
     "rejected by SSM",
     "without the tag",
     "connection lost",
@@ -97,7 +98,7 @@ const CONDITIONS: [&str; 36] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 25] = [
+const MORE_CONDITIONS: [&str; 28] = [
     "no target listed",
     "target without a label",
     "deployment that never started",
@@ -108,6 +109,9 @@ const MORE_CONDITIONS: [&str; 25] = [
     "rows that lag each by itself",
     "action that failed before it deployed",
     "no document in the region",
+    "no Windows document in the region",
+    "no Linux document in the region",
+    "no Windows document set",
     "somebody else's document",
     "deployment to no instances",
     "deployment of Auto Scaling",
@@ -134,7 +138,9 @@ const TOGETHER: [&str; 5] = [
 ];
 /// What counts once a report accounts for the instance: the function decides by it. Everything else that concerns an
 /// instance takes effect on the host, or in the answer from there, and counts once a command was sent to it.
-const DECIDED_BY: [&str; 9] = [
+const DECIDED_BY: [&str; 11] = [
+    "MacOS",
+    "platform not told",
     "not managed",
     "stopped",
     "terminated",

@@ -10,7 +10,7 @@ import facts
 # Where the settings and the outcomes are told.
 REFERENCE = "docs/reference.md"
 # Settings that no parameter gives: the table's word for them, and the resource whose reference they are.
-OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument")}
+OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument"), "WINDOWS_DOCUMENT_NAME": ("own document", "WindowsRestartDocument")}
 # Settings whose parameter may be left out for a resource of the stack's own. All others are their parameter's value, and nothing else.
 UNLESS_GIVEN = {"TOPIC_ARN": {"Fn::If": ["OwnTopic", {"Ref": "Topic"}, {"Ref": "TopicArn"}]}}
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Holds the Run Command document in template.yaml against the scripts in document/, and against what Systems Manager takes.
+"""Holds the Run Command documents in template.yaml against the scripts in document/, and against what Systems Manager takes.
 
-    tests/template/check_document.py            # the check
-    tests/template/check_document.py --planted  # the check, and then mistakes in the document, each of which has to be found
-    tests/template/check_document.py --write    # copies the scripts of document/ into the template first
-    tests/template/check_document.py --json     # prints the document as JSON, for `aws ssm create-document`
+    tests/template/check_document.py                 # the check
+    tests/template/check_document.py --planted       # the check, and then mistakes in the documents, each of which has to be found
+    tests/template/check_document.py --write         # copies the scripts of document/ into the template first
+    tests/template/check_document.py --json linux    # prints the document for Linux, or `windows`, as JSON, for `aws ssm create-document`
 
 Needs PyYAML. The check itself also needs botocore, whose model of CreateDocument it uses, and Cargo, which runs the test that tells of the function (facts.py);
 the first two come with the SAM command line. Makes no call to AWS. Prints every disagreement, one a line, and ends with 1 if there is any.
@@ -18,12 +18,10 @@ import sys
 import facts
 from template import ROOT, TEMPLATE, read
 
-RESOURCE = "RestartDocument"
-
-# Each step: its action, the platform of its precondition, its script, and the form of a line that hands a parameter over to it.
-STEPS = {
-    "linux": ("aws:runShellScript", "Linux", "document/restart-agent.sh", r"([A-Z_]+)='\{\{ (\w+) \}\}'"),
-    "windows": ("aws:runPowerShellScript", "Windows", "document/restart-agent.ps1", r"\$([A-Za-z]+) = '\{\{ (\w+) \}\}'"),
+# Each document: its only step, that one's action, the platform of its precondition, its script, and the form of a line that hands a parameter over to it.
+DOCUMENTS = {
+    "RestartDocument": ("linux", "aws:runShellScript", "Linux", "document/restart-agent.sh", r"([A-Z_]+)='\{\{ (\w+) \}\}'"),
+    "WindowsRestartDocument": ("windows", "aws:runPowerShellScript", "Windows", "document/restart-agent.ps1", r"\$([A-Za-z]+) = '\{\{ (\w+) \}\}'"),
 }
 # The parameters, each with its default where it has one. Both moments belong together, so neither has one: half of them would call every agent fresh.
 PARAMETERS = {"triggeredAt": None, "sentAt": None, "busyWaitSeconds": "120", "minMemoryMiB": "0", "executionTimeoutSeconds": "480"}
@@ -65,7 +63,7 @@ class Finder:
 
 def scripts():
     """The scripts of document/, by their names in the repository."""
-    return {path: (ROOT / path).read_bytes() for _, _, path, _ in STEPS.values()}
+    return {path: (ROOT / path).read_bytes() for _, _, _, path, _ in DOCUMENTS.values()}
 
 
 def rewritten(template, sources):
@@ -100,12 +98,12 @@ def check_scripts(finder, sources):
 
 def check_resource(finder, resource):
     """The resource is a Run Command document that updates in place and has no fixed name."""
-    finder.expect(resource.get("Type") == "AWS::SSM::Document", f"{RESOURCE} is no AWS::SSM::Document")
+    finder.expect(resource.get("Type") == "AWS::SSM::Document", "it is no AWS::SSM::Document")
     properties = resource.get("Properties", {})
-    finder.expect("Name" not in properties, f"{RESOURCE} has a fixed name: CloudFormation could not replace it")
-    finder.expect_keys(RESOURCE, properties, KNOWN_RESOURCE_KEYS | {"Name"})
-    finder.expect(properties.get("DocumentType") == "Command", f"{RESOURCE} is no Command document")
-    finder.expect(properties.get("UpdateMethod") == "NewVersion", f"{RESOURCE} is replaced by an update, instead of getting a new version")
+    finder.expect("Name" not in properties, "it has a fixed name: CloudFormation could not replace it")
+    finder.expect_keys("it", properties, KNOWN_RESOURCE_KEYS | {"Name"})
+    finder.expect(properties.get("DocumentType") == "Command", "it is no Command document")
+    finder.expect(properties.get("UpdateMethod") == "NewVersion", "it is replaced by an update, instead of getting a new version")
 
 
 def check_parameters(finder, parameters):
@@ -133,20 +131,18 @@ def check_contract(finder):
     """The function sends these parameters, and the simulated Systems Manager takes them with these defaults."""
     told = facts.read()
     sent = {parameter["name"]: parameter["simDefault"] for parameter in told["parameters"]}
-    finder.expect(set(sent) == set(PARAMETERS), f"the function sends {list(sent)}, the document has {list(PARAMETERS)}")
+    finder.expect(set(sent) == set(PARAMETERS), f"the function sends {list(sent)}, the documents have {list(PARAMETERS)}")
     simulated = told["simulatedParameters"]
-    finder.expect(set(simulated) == set(PARAMETERS), f"the simulated Systems Manager takes {simulated}, the document has {list(PARAMETERS)}")
+    finder.expect(set(simulated) == set(PARAMETERS), f"the simulated Systems Manager takes {simulated}, the documents have {list(PARAMETERS)}")
     for name in set(sent) & set(PARAMETERS):
         finder.expect(sent[name] == PARAMETERS[name], f"the default of {name} is {sent[name]!r} in the simulated Systems Manager, the contract has {PARAMETERS[name]!r}")
 
 
-def check_step(finder, step, sources):
-    """One step: the right action under the right precondition, a prelude that hands the parameters over, then the script."""
-    name = step.get("name")
+def check_step(finder, step, document, sources):
+    """A document's step: the right action under the right precondition, a prelude that hands the parameters over, then the script."""
+    name, action, platform, path, form = DOCUMENTS[document]
     finder.expect_keys(f"step {name}", step, KNOWN_STEP_KEYS)
-    if not finder.expect(name in STEPS and NAME.fullmatch(name), f"there is a step {name!r}"):
-        return
-    action, platform, path, form = STEPS[name]
+    finder.expect(step.get("name") == name and NAME.fullmatch(name), f"its step is {step.get('name')!r}, not {name!r}")
     finder.expect(step.get("action") == action, f"step {name} has the action {step.get('action')!r}, not {action!r}")
     finder.expect(
         step.get("precondition") == {"StringEquals": ["platformType", platform]},
@@ -178,17 +174,18 @@ def check_step(finder, step, sources):
         finder.expect(False, f"step {name} differs from {path} from its line {line} on; `tests/template/check_document.py --write` copies it again")
 
 
-def check_content(finder, content, sources):
-    """The document as a whole: its schema, its parameters and its steps."""
+def check_content(finder, content, document, sources):
+    """The document as a whole: its schema, its parameters and its step."""
     if not finder.expect_keys("the document", content, KNOWN_DOCUMENT_KEYS):
         return
     finder.expect(content.get("schemaVersion") == "2.2", f"the schema is {content.get('schemaVersion')!r}, not the text 2.2")
     finder.expect(content.get("description"), "the document has no description")
     check_parameters(finder, content.get("parameters", {}))
     steps = content.get("mainSteps", [])
-    finder.expect([step.get("name") for step in steps] == list(STEPS), f"the steps are {[step.get('name') for step in steps]}, not {list(STEPS)}")
+    # With one step, the SSM Agent's last reply holds the end and the output together.
+    finder.expect(len(steps) == 1, f"it has {len(steps)} steps, not one")
     for step in steps:
-        check_step(finder, step, sources)
+        check_step(finder, step, document, sources)
 
 
 def as_json(content):
@@ -212,90 +209,109 @@ def check_limits(finder, content):
     finder.expect(re.fullmatch(shape.members["Name"].metadata["pattern"], request["Name"]), "CreateDocument refuses the name")
 
 
-def all_problems(resource, sources):
-    """Everything that is wrong with a document and its scripts."""
+def all_problems(resources, sources):
+    """Everything that is wrong with the documents and their scripts."""
     finder = Finder()
     check_contract(finder)
     check_scripts(finder, sources)
-    check_resource(finder, resource)
-    content = resource.get("Properties", {}).get("Content")
-    check_content(finder, content, sources)
-    check_limits(finder, content)
+    found = {name for name, resource in resources.items() if resource.get("Type") == "AWS::SSM::Document"}
+    finder.expect(found == set(DOCUMENTS), f"the template's documents are {sorted(found)}, not {sorted(DOCUMENTS)}")
+    for name in DOCUMENTS:
+        own = Finder()
+        check_resource(own, resources.get(name, {}))
+        content = resources.get(name, {}).get("Properties", {}).get("Content")
+        check_content(own, content, name, sources)
+        check_limits(own, content)
+        finder.problems += [f"{name}: {problem}" for problem in own.problems]
     return finder.problems
 
 
-def planted(resource, sources):
-    """Mistakes, each with a word that its problem has to hold, and the document and scripts with that mistake."""
+def planted(resources, sources):
+    """Mistakes, each with a word that its problem has to hold, and the resources and scripts with that mistake."""
+    linux, windows = DOCUMENTS
+    shell, power = (path for _, _, _, path, _ in DOCUMENTS.values())
 
-    def with_document(change):
-        changed = copy.deepcopy(resource)
-        change(changed["Properties"])
+    def with_document(change, document=linux):
+        changed = copy.deepcopy(resources)
+        change(changed[document]["Properties"])
         return changed, sources
 
-    def with_script(path, change):
+    def with_content(change, document=linux):
+        return with_document(lambda properties: change(properties["Content"]), document)
+
+    def with_step(change, document=linux):
+        return with_content(lambda content: change(content["mainSteps"][0]), document)
+
+    def with_parameter(name, document=linux, **change):
+        return with_content(lambda content: content["parameters"][name].update(change), document)
+
+    def with_prelude(document, *edits):
+        def edit(step):
+            commands = step["inputs"]["runCommand"]
+            for old, new in edits:
+                assert old in commands[0]
+                commands[0] = commands[0].replace(old, new)
+
+        return with_step(edit, document)
+
+    def with_script(document, change):
         """The script is changed in both places, so that the difference is not what is found."""
-        changed, new = copy.deepcopy(resource), dict(sources)
+        changed, new, path = copy.deepcopy(resources), dict(sources), DOCUMENTS[document][3]
         new[path] = change(sources[path])
-        for step in changed["Properties"]["Content"]["mainSteps"]:
-            if STEPS[step["name"]][2] == path:
-                step["inputs"]["runCommand"][1] = new[path].decode()
+        changed[document]["Properties"]["Content"]["mainSteps"][0]["inputs"]["runCommand"][1] = new[path].decode()
         return changed, new
 
-    def step(properties, index):
-        return properties["Content"]["mainSteps"][index]
+    def without(document):
+        return {name: resource for name, resource in resources.items() if name != document}, sources
 
-    def parameter(properties, name):
-        return properties["Content"]["parameters"][name]
+    def both_steps(content):
+        content["mainSteps"] += resources[windows]["Properties"]["Content"]["mainSteps"]
 
-    def edit_prelude(properties, index, old, new):
-        commands = step(properties, index)["inputs"]["runCommand"]
-        assert old in commands[0]
-        commands[0] = commands[0].replace(old, new)
-
-    shell, power = "document/restart-agent.sh", "document/restart-agent.ps1"
     return [
-        ("a changed script", "differs from", (resource, {**sources, shell: sources[shell].replace(b"set -u", b"set -ue", 1)})),
-        ("a longer script", "differs from", (resource, {**sources, power: sources[power] + b"exit 0\n"})),
-        ("a parameter in the shell script", "'{{'", with_script(shell, lambda text: text + b"# {{ sentAt }}\n")),
-        ("a parameter in the PowerShell script", "'{{'", with_script(power, lambda text: text + b"# {{sentAt}}\n")),
-        ("a letter outside ASCII", "ASCII", with_script(shell, lambda text: text + "# é\n".encode())),
-        ("the reboot code of Linux", "reboots", with_script(shell, lambda text: text + b"exit 194\n")),
-        ("the reboot code of Windows", "reboots", with_script(power, lambda text: text + b"exit 3010\n")),
-        ("too much text", "65536", with_script(shell, lambda text: text + b"# padding\n" * 3000)),
+        ("a changed script", "differs from", (resources, {**sources, shell: sources[shell].replace(b"set -u", b"set -ue", 1)})),
+        ("a longer script", "differs from", (resources, {**sources, power: sources[power] + b"exit 0\n"})),
+        ("a parameter in the shell script", "'{{'", with_script(linux, lambda text: text + b"# {{ sentAt }}\n")),
+        ("a parameter in the PowerShell script", "'{{'", with_script(windows, lambda text: text + b"# {{sentAt}}\n")),
+        ("a letter outside ASCII", "ASCII", with_script(linux, lambda text: text + "# é\n".encode())),
+        ("the reboot code of Linux", "reboots", with_script(linux, lambda text: text + b"exit 194\n")),
+        ("the reboot code of Windows", "reboots", with_script(windows, lambda text: text + b"exit 3010\n")),
+        ("too much text", "RestartDocument: the document has", with_script(linux, lambda text: text + b"# padding\n" * 4000)),
+        ("too much text for Windows", "WindowsRestartDocument: the document has", with_script(windows, lambda text: text + b"# padding\n" * 4000)),
+        ("no document for Windows", "the template's documents are", without(windows)),
         ("a fixed name", "fixed name", with_document(lambda properties: properties.update(Name="restart-agent"))),
+        ("a fixed name for Windows", "fixed name", with_document(lambda properties: properties.update(Name="restart-agent"), windows)),
         ("an automation", "no Command", with_document(lambda properties: properties.update(DocumentType="Automation"))),
-        ("replacement at an update", "replaced", with_document(lambda properties: properties.update(UpdateMethod="Replace"))),
-        ("another schema", "schema", with_document(lambda properties: properties["Content"].update(schemaVersion=2.2))),
-        ("an unknown key", "unknown keys", with_document(lambda properties: properties["Content"].update(files={}))),
-        ("no precondition", "precondition", with_document(lambda properties: step(properties, 0).pop("precondition"))),
-        ("the other precondition", "precondition", with_document(lambda properties: step(properties, 1).update(precondition=step(properties, 0)["precondition"]))),
-        ("the other action", "action", with_document(lambda properties: step(properties, 1).update(action="aws:runShellScript"))),
-        ("an unknown key of a step", "unknown keys", with_document(lambda properties: step(properties, 0).update(onFailure="Abort"))),
-        ("an unknown input", "unknown keys", with_document(lambda properties: step(properties, 0)["inputs"].update(workingdirectory="/"))),
-        ("a time-out as a number", "timeoutSeconds", with_document(lambda properties: step(properties, 0)["inputs"].update(timeoutSeconds=480))),
-        ("no time-out", "timeoutSeconds", with_document(lambda properties: step(properties, 1)["inputs"].pop("timeoutSeconds"))),
-        ("a single command", "runCommand", with_document(lambda properties: step(properties, 0)["inputs"].update(runCommand="id"))),
-        ("a step too many", "the steps are", with_document(lambda properties: properties["Content"]["mainSteps"].append(step(properties, 0)))),
-        ("a pattern with an open end", "not anchored", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^[0-9]{1,10}"))),
-        ("a pattern with an open branch", "takes", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^0|[1-9][0-9]{0,9}$"))),
-        ("a pattern that takes nothing", "refuses", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^x$"))),
-        ("octal numbers", "takes '0120'", with_document(lambda properties: parameter(properties, "sentAt").update(allowedPattern="^[0-9]{1,10}$"))),
-        ("a default for one moment", "default of sentAt", with_document(lambda properties: parameter(properties, "sentAt").update(default="0"))),
-        ("a number as default", "default of minMemoryMiB", with_document(lambda properties: parameter(properties, "minMemoryMiB").update(default=0))),
-        ("a missing parameter", "the parameters are", with_document(lambda properties: properties["Content"]["parameters"].pop("minMemoryMiB"))),
-        ("a parameter under a wrong name", "hand", with_document(lambda properties: edit_prelude(properties, 0, "{{ sentAt }}", "{{ triggeredAt }}"))),
-        ("swapped parameters", "hands sentAt over as", with_document(
-            lambda properties: (edit_prelude(properties, 1, "$SentAt", "$X"), edit_prelude(properties, 1, "$TriggeredAt", "$SentAt"), edit_prelude(properties, 1, "$X", "$TriggeredAt"))
-        )),
-        ("a command in the prelude", "does more", with_document(lambda properties: edit_prelude(properties, 0, "SENT_AT=", "set -x\nSENT_AT="))),
-        ("a variable that the script does not know", "does not know", with_script(shell, lambda text: text.replace(b"MIN_MEMORY_MIB", b"MEMORY"))),
+        ("replacement at an update", "replaced", with_document(lambda properties: properties.update(UpdateMethod="Replace"), windows)),
+        ("another schema", "schema", with_content(lambda content: content.update(schemaVersion=2.2))),
+        ("an unknown key", "unknown keys", with_content(lambda content: content.update(files={}))),
+        ("no precondition", "precondition", with_step(lambda step: step.pop("precondition"))),
+        ("the other precondition", "precondition", with_step(lambda step: step.update(precondition={"StringEquals": ["platformType", "Linux"]}), windows)),
+        ("the other action", "action", with_step(lambda step: step.update(action="aws:runShellScript"), windows)),
+        ("another step", "its step is", with_step(lambda step: step.update(name="restart"))),
+        ("an unknown key of a step", "unknown keys", with_step(lambda step: step.update(onFailure="Abort"))),
+        ("an unknown input", "unknown keys", with_step(lambda step: step["inputs"].update(workingdirectory="/"))),
+        ("a time-out as a number", "timeoutSeconds", with_step(lambda step: step["inputs"].update(timeoutSeconds=480))),
+        ("no time-out", "timeoutSeconds", with_step(lambda step: step["inputs"].pop("timeoutSeconds"), windows)),
+        ("a single command", "runCommand", with_step(lambda step: step["inputs"].update(runCommand="id"))),
+        ("both steps in one document", "2 steps", with_content(both_steps)),
+        ("a pattern with an open end", "not anchored", with_parameter("sentAt", allowedPattern="^[0-9]{1,10}")),
+        ("a pattern with an open branch", "takes", with_parameter("sentAt", windows, allowedPattern="^0|[1-9][0-9]{0,9}$")),
+        ("a pattern that takes nothing", "refuses", with_parameter("sentAt", allowedPattern="^x$")),
+        ("octal numbers", "takes '0120'", with_parameter("sentAt", allowedPattern="^[0-9]{1,10}$")),
+        ("a default for one moment", "default of sentAt", with_parameter("sentAt", default="0")),
+        ("a number as default", "default of minMemoryMiB", with_parameter("minMemoryMiB", windows, default=0)),
+        ("a missing parameter", "the parameters are", with_content(lambda content: content["parameters"].pop("minMemoryMiB"))),
+        ("a parameter under a wrong name", "hand", with_prelude(linux, ("{{ sentAt }}", "{{ triggeredAt }}"))),
+        ("swapped parameters", "hands sentAt over as", with_prelude(windows, ("$SentAt", "$X"), ("$TriggeredAt", "$SentAt"), ("$X", "$TriggeredAt"))),
+        ("a command in the prelude", "does more", with_prelude(linux, ("SENT_AT=", "set -x\nSENT_AT="))),
+        ("a variable that the script does not know", "does not know", with_script(linux, lambda text: text.replace(b"MIN_MEMORY_MIB", b"MEMORY"))),
     ]
 
 
-def prove_that_it_can_fail(resource, sources):
+def prove_that_it_can_fail(resources, sources):
     """Plants every mistake, and gives those that are not found as what they are."""
     missed = []
-    mistakes = planted(resource, sources)
+    mistakes = planted(resources, sources)
     for name, word, (changed, new) in mistakes:
         found = all_problems(changed, new)
         if not any(word in problem for problem in found):
@@ -305,9 +321,11 @@ def prove_that_it_can_fail(resource, sources):
 
 
 def main():
-    """Rewrites the template if asked to, then checks it and, if asked to, that the check can fail; or prints the document."""
+    """Rewrites the template if asked to, then checks it and, if asked to, that the check can fail; or prints a document."""
     wishes = sys.argv[1:]
-    if len(wishes) > 1 or not set(wishes) <= {"--planted", "--write", "--json"}:
+    by_platform = {step: document for document, (step, *_) in DOCUMENTS.items()}
+    printed = wishes[:1] == ["--json"] and len(wishes) == 2 and wishes[1] in by_platform
+    if not printed and wishes not in ([], ["--planted"], ["--write"]):
         sys.exit(__doc__)
     sources = scripts()
     if wishes == ["--write"]:
@@ -316,19 +334,17 @@ def main():
         if after != before:
             TEMPLATE.write_text(after)
             print("document: copied the scripts into template.yaml")
-    resource = read(TEMPLATE.read_text())["Resources"].get(RESOURCE)
-    if resource is None:
-        sys.exit(f"document: template.yaml has no resource {RESOURCE}")
-    if wishes == ["--json"]:
-        print(as_json(resource["Properties"]["Content"]))
+    resources = read(TEMPLATE.read_text())["Resources"]
+    if printed:
+        print(as_json(resources[by_platform[wishes[1]]]["Properties"]["Content"]))
         return
-    problems = all_problems(resource, sources)
+    problems = all_problems(resources, sources)
     if not problems:
-        size = len(as_json(resource["Properties"]["Content"]).encode())
-        print(f"document: ok, {size} of {MAX_DOCUMENT} bytes")
-        # Planted into a document with mistakes of its own, a mistake could be taken for one of those.
+        sizes = {name: len(as_json(resources[name]["Properties"]["Content"]).encode()) for name in DOCUMENTS}
+        print(f"document: ok, {sizes} of {MAX_DOCUMENT} bytes each")
+        # Planted into documents with mistakes of their own, a mistake could be taken for one of those.
         if wishes == ["--planted"]:
-            problems = prove_that_it_can_fail(resource, sources)
+            problems = prove_that_it_can_fail(resources, sources)
     for problem in problems:
         print(f"document: {problem}", file=sys.stderr)
     sys.exit(1 if problems else 0)

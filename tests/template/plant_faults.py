@@ -54,7 +54,7 @@ class Catchers:
             "agreement": lambda root, source: self.found(agreement.check, root, source),
             "cfn-lint": lambda root, source: check_template.lint(template.translated(source)),
             "checkov": lambda root, source: self.found(check_checkov.check, source, self.judged.result()[(root / "template.yaml").read_text()]),
-            "document": lambda root, source: check_document.all_problems(source["Resources"]["RestartDocument"], check_document.scripts()),
+            "document": lambda root, source: check_document.all_problems(source["Resources"], check_document.scripts()),
             "event patterns": lambda root, source: self.found(check_events.check_patterns, self.aws, source, root),
             "parameters": lambda root, source: self.found(check_events.check_parameters, self.aws, source, stacks.SETS.values()),
             "policy": lambda root, source: self.policy(root),

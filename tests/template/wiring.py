@@ -21,6 +21,7 @@ OUTPUTS = {
     "FunctionArn": FUNCTION,
     "FunctionRoleName": {"Ref": "FunctionRole"},
     "DocumentName": {"Ref": "RestartDocument"},
+    "WindowsDocumentName": {"Ref": "WindowsRestartDocument"},
     "LogGroupName": {"Ref": "FunctionLogs"},
     "FailedEventsQueueUrl": {"Ref": "FailedEvents"},
 }

@@ -74,6 +74,9 @@ impl<'a> Evidence<'a> {
                 self.standings_of(&meant.region, id)
             ));
         }
+        if let Some(what) = self.wrong_document(meant, call, ids) {
+            return Some(what);
+        }
         let Some(asked) = last_asked(meant, call, calls) else {
             return Some(format!(
                 "nobody asked whether a deployment of {} runs",
