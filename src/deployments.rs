@@ -125,6 +125,7 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
         Subject::Pipeline {
             pipeline,
             execution_id,
+            ..
         } => {
             let client = clients.in_region(&order.region);
             let actions = pipeline::actions(&client, order, home, pipeline, execution_id, true);
@@ -139,6 +140,7 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
             application,
             deployment_group,
             deployment_id,
+            ..
         } => (
             of_group(order, application, deployment_group, Some(deployment_id)),
             Problems::default(),

@@ -1,10 +1,10 @@
 //! Restarts the CodeDeploy agent on every instance that a deployment went to, and tells somebody about each
 //! agent that it could not restart.
 //!
-//! An event is the success of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
+//! An event is the end of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
 //! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event:
 //!
-//! 1. [`trigger`] reads what the event orders. Then the deployment groups that are meant are found, with the
+//! 1. [`trigger`] reads what the event orders, out of what it came in ([`wrapping`]). Then the deployment groups that are meant are found, with the
 //!    targets of their deployments: [`pipeline`] asks CodePipeline for an execution's deployments, [`deployments`]
 //!    asks CodeDeploy about them; an agent that started after they ended is fresh.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
@@ -75,6 +75,7 @@ pub mod settings;
 pub mod text;
 pub mod trigger;
 pub mod window;
+pub mod wrapping;
 
 use answer::Answer;
 use aws::{Clients, RegionClients};

@@ -272,6 +272,7 @@ fn happened(order: &Order, deployment_ids: &[Name]) -> String {
         Subject::Pipeline {
             pipeline,
             execution_id,
+            ..
         } => format!("Pipeline {pipeline}, execution {execution_id}"),
         Subject::Deployment { deployment_id, .. } => format!("Deployment {deployment_id}"),
         Subject::Request { .. } => "A request by hand".to_owned(),

@@ -1,4 +1,4 @@
-//! What an event asks for: a pipeline's success, a deployment's success, or a request by hand. Everything
+//! What an event asks for: the end of a pipeline's execution or of a deployment, or a request by hand. Everything
 //! else is ignored with a reason, and what cannot be read is an error that names the field.
 
 use aws_lambda_events::event::eventbridge::EventBridgeEvent;
@@ -8,9 +8,31 @@ use serde_json::{Map, Value};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{AccountId, Arn, NAME_FORM, Name, Region};
 use crate::text::{plain, quoted};
+use crate::wrapping::{WrappingError, unwrapped};
 
-const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
-const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
+type Object = Map<String, Value>;
+
+/// The event of a pipeline's execution
+/// (<https://docs.aws.amazon.com/codepipeline/latest/userguide/detect-state-changes-cloudwatch-events.html>).
+pub(crate) const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
+/// The event of a deployment
+/// (<https://docs.aws.amazon.com/codedeploy/latest/userguide/monitoring-cloudwatch-events.html>).
+pub(crate) const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
+
+/// The states in which an execution has ended, and how. One that did not succeed has deployed as well: an approval was
+/// rejected after a stage that deploys, a newer execution overtook it, somebody stopped it.
+const EXECUTION_ENDS: [(&str, Ended); 4] = [
+    ("SUCCEEDED", Ended::Succeeded),
+    ("FAILED", Ended::Otherwise),
+    ("STOPPED", Ended::Otherwise),
+    ("SUPERSEDED", Ended::Otherwise),
+];
+/// The same of a deployment: one often fails *because* an agent was deaf or out of memory.
+const DEPLOYMENT_ENDS: [(&str, Ended); 3] = [
+    ("SUCCESS", Ended::Succeeded),
+    ("FAILURE", Ended::Otherwise),
+    ("STOP", Ended::Otherwise),
+];
 
 /// How far ahead of our clock the `time` of a request may lie, in seconds: clocks differ a little, but a
 /// time in the future would make every restart look too old.
@@ -61,7 +83,7 @@ pub struct Order {
     pub account: AccountId,
     /// The region in which it happened.
     pub region: Region,
-    /// When it happened: the event's time, or the request's.
+    /// When it happened: the event's time (or that of its receipt, if it lies ahead of our clock), or the request's.
     pub time: Timestamp,
     /// Since when an agent counts as fresh, if a request says so; else what was deployed decides.
     #[serde(skip)]
@@ -79,14 +101,17 @@ pub struct Order {
     rename_all_fields = "camelCase"
 )]
 pub enum Subject {
-    /// An execution of a pipeline succeeded.
+    /// An execution of a pipeline has ended.
     Pipeline {
         /// The pipeline's name.
         pipeline: Name,
-        /// The execution that succeeded.
+        /// The execution.
         execution_id: String,
+        /// How it ended.
+        #[serde(skip)]
+        ended: Ended,
     },
-    /// A deployment succeeded.
+    /// A deployment has ended.
     Deployment {
         /// The CodeDeploy application.
         application: Name,
@@ -94,6 +119,9 @@ pub enum Subject {
         deployment_group: Name,
         /// The deployment.
         deployment_id: Name,
+        /// How it ended.
+        #[serde(skip)]
+        ended: Ended,
     },
     /// Somebody, or a schedule, asked for it.
     Request {
@@ -105,6 +133,15 @@ pub enum Subject {
         #[serde(skip_serializing_if = "Option::is_none")]
         deployment_id: Option<Name>,
     },
+}
+
+/// How an execution or a deployment ended, by its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Whatever it had to deploy is deployed.
+    Succeeded,
+    /// It failed, was stopped or was overtaken: some of it may be deployed.
+    Otherwise,
 }
 
 impl Subject {
@@ -156,6 +193,9 @@ impl Subject {
 /// in the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
+    /// It comes in a wrapping that is not read.
+    #[error(transparent)]
+    Wrapping(#[from] WrappingError),
     /// The payload is an array, a number, text, or null.
     #[error(
         "the event is no JSON object: send an EventBridge event or a request such as {{\"application\":\"…\",\"deploymentGroup\":\"…\"}}"
@@ -179,19 +219,23 @@ pub enum EventError {
 /// Reads an event.
 ///
 /// # Errors
-/// When it is no JSON object, of no kind, or of one of our kinds with a needed field missing or unusable.
+/// When it is no JSON object, wrapped in what is not read, of no kind, or of one of our kinds with a needed field missing
+/// or unusable.
 pub fn read(event: &Value, clock: &Clock, home: &Home) -> Result<Trigger, EventError> {
-    let Value::Object(event) = event else {
+    let event = unwrapped(event)?;
+    let Value::Object(event) = event.as_ref() else {
         return Err(EventError::NoObject);
     };
     match event.get("detail-type") {
         Some(Value::String(kind)) if kind == PIPELINE_EVENT => {
-            when_in_state(event, "SUCCEEDED", "pipeline execution", || {
-                read_pipeline(event)
+            when_ended(event, &EXECUTION_ENDS, "pipeline execution", |ended| {
+                read_pipeline(event, ended, clock)
             })
         }
         Some(Value::String(kind)) if kind == DEPLOYMENT_EVENT => {
-            when_in_state(event, "SUCCESS", "deployment", || read_deployment(event))
+            when_ended(event, &DEPLOYMENT_ENDS, "deployment", |ended| {
+                read_deployment(event, ended, clock)
+            })
         }
         Some(other) => Ok(Trigger::Ignore(format!(
             "detail-type {} is neither \"{PIPELINE_EVENT}\" nor \"{DEPLOYMENT_EVENT}\"",
@@ -202,23 +246,23 @@ pub fn read(event: &Value, clock: &Clock, home: &Home) -> Result<Trigger, EventE
     }
 }
 
-/// Reads the event only in the state that concerns us: an event in another state may lack anything.
-fn when_in_state(
-    event: &Map<String, Value>,
-    wanted: &str,
+/// Reads the event only in a state that is an end: an event in another state may lack anything.
+fn when_ended(
+    event: &Object,
+    ends: &[(&str, Ended)],
     what: &str,
-    read: impl FnOnce() -> Result<Order, EventError>,
+    read: impl FnOnce(Ended) -> Result<Order, EventError>,
 ) -> Result<Trigger, EventError> {
-    match event.get("detail").and_then(|detail| detail.get("state")) {
-        Some(Value::String(state)) if state == wanted => Ok(Trigger::Restart(read()?)),
-        Some(other) => Ok(Trigger::Ignore(format!(
-            "the {what}'s state is {}, not {wanted}",
-            shown(other)
-        ))),
-        None => Ok(Trigger::Ignore(format!(
-            "the event holds no detail.state, so no {what} has succeeded"
-        ))),
+    let state = event.get("detail").and_then(|detail| detail.get("state"));
+    let is_it = |end: &str| state.is_some_and(|state| state == end);
+    if let Some((_, ended)) = ends.iter().find(|(end, _)| is_it(end)) {
+        return Ok(Trigger::Restart(read(*ended)?));
     }
+    let state = state.map_or("missing".to_owned(), shown);
+    let ends: Vec<&str> = ends.iter().map(|(end, _)| *end).collect();
+    let ends = ends.join(", ");
+    let reason = format!("the {what}'s detail.state is {state}; it has ended only in {ends}");
+    Ok(Trigger::Ignore(reason))
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -228,22 +272,22 @@ struct PipelineDetail {
     execution_id: String,
 }
 
-fn read_pipeline(event: &Map<String, Value>) -> Result<Order, EventError> {
+fn read_pipeline(event: &Object, ended: Ended, clock: &Clock) -> Result<Order, EventError> {
     let fields = Fields("pipeline event");
     let envelope: EventBridgeEvent<PipelineDetail> =
         fields.envelope(event, &["pipeline", "execution-id"])?;
-    let order = Order {
+    Ok(Order {
         account: fields.account("account", envelope.account.as_deref())?,
         region: fields.region("region", envelope.region.as_deref())?,
-        time: fields.event_time(&envelope)?,
+        time: fields.event_time(envelope.time.map(|time| time.timestamp()), clock)?,
         since: None,
         dry_run: false,
         subject: Subject::Pipeline {
             pipeline: fields.name("detail.pipeline", &envelope.detail.pipeline)?,
             execution_id: fields.execution_id(&envelope.detail.execution_id)?,
+            ended,
         },
-    };
-    Ok(order)
+    })
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -255,7 +299,7 @@ struct DeploymentDetail {
     region: String,
 }
 
-fn read_deployment(event: &Map<String, Value>) -> Result<Order, EventError> {
+fn read_deployment(event: &Object, ended: Ended, clock: &Clock) -> Result<Order, EventError> {
     let fields = Fields("deployment event");
     let envelope: EventBridgeEvent<DeploymentDetail> = fields.envelope(
         event,
@@ -265,13 +309,14 @@ fn read_deployment(event: &Map<String, Value>) -> Result<Order, EventError> {
     Ok(Order {
         account: fields.account("account", envelope.account.as_deref())?,
         region: fields.region("detail.region", Some(&detail.region))?,
-        time: fields.event_time(&envelope)?,
+        time: fields.event_time(envelope.time.map(|time| time.timestamp()), clock)?,
         since: None,
         dry_run: false,
         subject: Subject::Deployment {
             application: fields.name("detail.application", &detail.application)?,
             deployment_group: fields.name("detail.deploymentGroup", &detail.deployment_group)?,
             deployment_id: fields.name("detail.deploymentId", &detail.deployment_id)?,
+            ended,
         },
     })
 }
@@ -286,11 +331,7 @@ const REQUEST_FIELDS: [&str; 6] = [
     "dryRun",
 ];
 
-fn read_request(
-    event: &Map<String, Value>,
-    clock: &Clock,
-    home: &Home,
-) -> Result<Trigger, EventError> {
+fn read_request(event: &Object, clock: &Clock, home: &Home) -> Result<Trigger, EventError> {
     let fields = Fields("request");
     if let Some(unknown) = event
         .keys()
@@ -352,7 +393,7 @@ impl Fields {
     /// text, as integers and as floats, and must not stop us.
     fn envelope<T>(
         &self,
-        event: &Map<String, Value>,
+        event: &Object,
         needed: &[&str],
     ) -> Result<EventBridgeEvent<T>, EventError>
     where
@@ -378,12 +419,7 @@ impl Fields {
             .map_err(|error| self.problem(format!("field time: {error}")))
     }
 
-    fn text(
-        &self,
-        object: &Map<String, Value>,
-        name: &str,
-        path: &str,
-    ) -> Result<String, EventError> {
+    fn text(&self, object: &Object, name: &str, path: &str) -> Result<String, EventError> {
         match object.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Err(self.problem(format!("field {path} is {}, not text", shown(other)))),
@@ -417,13 +453,10 @@ impl Fields {
         })
     }
 
-    fn event_time<T>(&self, envelope: &EventBridgeEvent<T>) -> Result<Timestamp, EventError>
-    where
-        T: Serialize + for<'de> Deserialize<'de>,
-    {
-        let seconds = envelope.time.map(|time| time.timestamp()).unwrap_or(-1);
-        u64::try_from(seconds)
-            .map(Timestamp)
+    /// Nothing is told before it has happened: a time that lies ahead of our clock counts as that of the receipt.
+    fn event_time(&self, seconds: Option<i64>, clock: &Clock) -> Result<Timestamp, EventError> {
+        u64::try_from(seconds.unwrap_or(-1))
+            .map(|seconds| Timestamp(seconds).min(clock.received_at()))
             .map_err(|_| self.problem("field time lies before 1970".to_owned()))
     }
 

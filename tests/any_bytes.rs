@@ -19,14 +19,20 @@ const MAX_OUTPUT: usize = 2_500;
 /// The moment at which everything here is received.
 const NOW: Timestamp = Timestamp(1_771_319_645);
 
-const EVENTS: [&str; 9] = [
+const EVENTS: [&str; 15] = [
     include_str!("../events/pipeline-succeeded.json"),
     include_str!("../events/pipeline-succeeded-integers.json"),
     include_str!("../events/pipeline-succeeded-strings.json"),
     include_str!("../events/pipeline-rollback.json"),
     include_str!("../events/pipeline-failed.json"),
+    include_str!("../events/pipeline-stopped.json"),
+    include_str!("../events/pipeline-superseded.json"),
+    include_str!("../events/pipeline-started.json"),
+    include_str!("../events/sqs-record.json"),
+    include_str!("../events/sns-record.json"),
     include_str!("../events/action-succeeded.json"),
     include_str!("../events/codedeploy-success.json"),
+    include_str!("../events/codedeploy-failure.json"),
     include_str!("../events/by-hand.json"),
     include_str!("../events/dry-run.json"),
 ];
@@ -64,6 +70,7 @@ fn check_event(event: &Value) {
                 Subject::Pipeline {
                     pipeline,
                     execution_id,
+                    ended: _,
                 } => [pipeline.as_str(), execution_id]
                     .into_iter()
                     .for_each(accepted),
@@ -71,6 +78,7 @@ fn check_event(event: &Value) {
                     application,
                     deployment_group,
                     deployment_id,
+                    ended: _,
                 } => [application, deployment_group, deployment_id]
                     .into_iter()
                     .for_each(|name| accepted(name.as_str())),
@@ -130,11 +138,19 @@ fn any_json() -> impl Strategy<Value = Value> {
 /// Every place of a JSON value, as a pointer.
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     found.push(at.to_owned());
-    if let Value::Object(members) = value {
-        for (name, member) in members {
-            let name = name.replace('~', "~0").replace('/', "~1");
-            places(member, &format!("{at}/{name}"), found);
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                places(member, &format!("{at}/{name}"), found);
+            }
         }
+        Value::Array(members) => {
+            for (number, member) in members.iter().enumerate() {
+                places(member, &format!("{at}/{number}"), found);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
@@ -158,6 +174,7 @@ proptest! {
         which in 0..EVENTS.len(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any_json()), 1..4),
         strange in any::<Option<String>>(),
+        wrapped in 0..6_usize,
     ) {
         let mut event: Value = serde_json::from_str(EVENTS[which]).expect("an event file is JSON");
         for (index, value) in changes {
@@ -169,6 +186,13 @@ proptest! {
         }
         if let (Some(name), Value::Object(members)) = (strange, &mut event) {
             members.insert(name, Value::Null);
+        }
+        for _ in 0..wrapped / 2 {
+            event = if wrapped % 2 == 0 {
+                json!({"Records": [{"body": event.to_string()}]})
+            } else {
+                json!({"Records": [{"Sns": {"Message": event.to_string()}}]})
+            };
         }
         check_event(&event);
     }
@@ -344,6 +368,10 @@ fn a_large_event_is_read_in_no_time() {
         json!({"detail-type": pipeline, "detail": {"state": long}}),
         json!({"detail-type": pipeline, "detail": detail, "account": many, "region": long, "time": long}),
         Value::Object(many.clone()),
+        json!({"Records": many.values().collect::<Vec<_>>()}),
+        json!({"Records": [{"body": long}]}),
+        json!({"Records": [{"body": "[".repeat(MIB)}]}),
+        json!({"Records": [{"body": json!({"detail-type": long}).to_string()}]}),
     ];
     for (number, event) in events.iter().enumerate() {
         in_no_time(&format!("event {number}"), || check_event(event));

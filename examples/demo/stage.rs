@@ -1,5 +1,6 @@
 //! A simulated fleet in which an event is true, and the function that is told of it.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use codedeploy_agent_restarter::outcome::Outcome;
 use codedeploy_agent_restarter::report::GroupReport;
 use codedeploy_agent_restarter::settings::Settings;
 use codedeploy_agent_restarter::trigger::Home;
+use codedeploy_agent_restarter::wrapping::unwrapped;
 use codedeploy_agent_restarter::{Handled, Restarter};
 use serde_json::Value;
 use sim::{AgentFault, AutoScalingGroup, Invocation, Member, State, World};
@@ -100,10 +102,11 @@ pub struct Row {
 impl Stage {
     /// Builds the fleet to which the event's deployment went.
     pub fn set(event: Value, cast: &Cast) -> Self {
+        let told = told(&event);
         let names = [
-            named(&event, "application"),
-            named(&event, "deploymentGroup"),
-            named(&event, "deploymentId"),
+            named(&told, "application"),
+            named(&told, "deploymentGroup"),
+            named(&told, "deploymentId"),
         ]
         .map(|name| name.map(str::to_owned));
         Self::open(event, cast.instances, &[], |state, region| {
@@ -133,7 +136,8 @@ impl Stage {
         settings: &'static [(&'static str, &'static str)],
         fill: impl FnOnce(&mut State, &str) -> Vec<Incident>,
     ) -> Self {
-        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
+        let told = told(&event).into_owned();
+        let text = |pointer: &str| told.pointer(pointer).and_then(Value::as_str);
         // With other names the event is refused, wherever the function lives.
         let home = Home {
             account: text("/account")
@@ -222,7 +226,7 @@ impl Stage {
 
     /// Whether the event itself asks for a plan only.
     pub fn is_dry_run(&self) -> bool {
-        self.event["dryRun"] == Value::Bool(true)
+        told(&self.event)["dryRun"] == Value::Bool(true)
     }
 
     /// How many restarts have ended so far, whatever their end.
@@ -276,6 +280,11 @@ impl Stage {
     fn clock(&self) -> Clock {
         Clock::new(Duration::from_secs_f64(self.world.now()), TIMEOUT)
     }
+}
+
+/// The event itself, out of what it comes in; as it comes, if the function refuses that.
+fn told(event: &Value) -> Cow<'_, Value> {
+    unwrapped(event).unwrap_or(Cow::Borrowed(event))
 }
 
 /// What the event calls one of the group's names, in its detail or, a request, in itself.

@@ -320,7 +320,7 @@ def story_dry_run(stage):
 def story_ignored(stage):
     """Events that are none of ours are ignored, with a reason, without a single call."""
     before = len(stage.state()["calls"])
-    for name in ("pipeline-failed", "action-succeeded"):
+    for name in ("pipeline-started", "action-succeeded"):
         returned = stage.invoke_file(name)
         expect_equal(f"{name}: result", returned["result"], "ignored")
         expect(returned.get("reason"), f"{name}: ignored without a reason")
@@ -369,12 +369,13 @@ def story_restart(stage):
 
 
 def story_again(stage):
-    """The same success once more, in every spelling, touches no healthy agent again."""
-    for name in ("pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback", "codedeploy-success"):
+    """The same success once more, in every spelling and wrapping, and every other end touch no healthy agent again."""
+    pipelines = ("succeeded-integers", "succeeded-strings", "rollback", "failed", "stopped", "superseded")
+    for name in (*(f"pipeline-{each}" for each in pipelines), "sqs-record", "sns-record", "codedeploy-success", "codedeploy-failure"):
         before = stage.state()
         returned = stage.invoke_file(name)
         after = stage.state()
-        kind = "deployment" if name == "codedeploy-success" else "pipeline"
+        kind = "deployment" if name.startswith("codedeploy-") else "pipeline"
         group = check_report(returned, "attention", kind, {"already-restarted": 3, "failed": 1, "skipped": 1, "unreachable": 1})
         check_attention(group)
         check_message(returned, before, after)

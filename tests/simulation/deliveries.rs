@@ -137,9 +137,10 @@ pub fn draw(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Vec<Vec<Delivery
         Meaning::Pipeline if rng.u32(..3) == 0 => {
             Some((deployment(rng, groups), "pipeline's and deployment's event"))
         }
-        Meaning::Deployment(_) if rng.u32(..3) == 0 => {
-            Some((pipeline(succeeded), "pipeline's and deployment's event"))
-        }
+        Meaning::Deployment(_) if rng.u32(..3) == 0 => Some((
+            pipeline(rng, succeeded),
+            "pipeline's and deployment's event",
+        )),
         _ if rng.u32(..3) == 0 => Some((first.clone(), "the same event twice")),
         _ => None,
     };
@@ -160,6 +161,9 @@ pub fn draw(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Vec<Vec<Delivery
     };
     let fragile = *pick(rng, &[0, 0, 12, 3, 1]);
     let hasty = *pick(rng, &[0, 0, 0, 4]);
+    for delivery in tracks.iter_mut().flatten() {
+        wrap(rng, delivery);
+    }
     for run in tracks
         .iter_mut()
         .flatten()
@@ -197,10 +201,38 @@ impl Delivery {
     }
 }
 
-fn pipeline(succeeded: f64) -> Delivery {
-    let event = pipeline_event("SUCCEEDED", succeeded);
+/// How an execution ends whose CodeDeploy actions are over: something after them may fail or be rejected, somebody may
+/// stop it, a newer execution may overtake it. The event and the name under which it is counted; none is a success.
+const EXECUTION_ENDS: [(&str, Option<&str>); 12] = [
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("SUCCEEDED", None),
+    ("FAILED", Some("execution that failed")),
+    ("STOPPED", Some("execution that was stopped")),
+    ("SUPERSEDED", Some("execution that was superseded")),
+];
+/// How a deployment ends, in the same form.
+const DEPLOYMENT_ENDS: [(&str, Option<&str>); 6] = [
+    ("SUCCESS", None),
+    ("SUCCESS", None),
+    ("SUCCESS", None),
+    ("SUCCESS", None),
+    ("FAILURE", Some("deployment that failed")),
+    ("STOP", Some("deployment that was stopped")),
+];
+
+fn pipeline(rng: &mut Rng, ended: f64) -> Delivery {
+    let (state, kind) = *pick(rng, &EXECUTION_ENDS);
+    let event = pipeline_event(state, ended);
     let mut delivery = Delivery::of(Meaning::Pipeline, event, "pipeline's event");
-    delivery.time = succeeded;
+    delivery.kinds.extend(kind);
+    delivery.time = ended;
     delivery
 }
 
@@ -209,23 +241,25 @@ fn deployment(rng: &mut Rng, groups: &[Group]) -> Delivery {
     let group = &groups[number];
     // Told within two seconds.
     let time = (group.completed + between(rng, 0.0, 1.0)).ceil();
-    let event = deployment_event(group, "SUCCESS", time);
+    let (state, kind) = *pick(rng, &DEPLOYMENT_ENDS);
+    let event = deployment_event(group, state, time);
     let mut delivery = Delivery::of(Meaning::Deployment(number), event, "deployment's event");
+    delivery.kinds.extend(kind);
     delivery.time = time;
     delivery
 }
 
 fn event(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Delivery {
     match rng.u32(..32) {
-        0..=16 => pipeline(succeeded),
-        17..=23 => deployment(rng, groups),
-        24..=28 => request(rng, groups),
-        29 | 30 => Delivery::of(
+        0..=15 => pipeline(rng, succeeded),
+        16..=22 => deployment(rng, groups),
+        23..=27 => request(rng, groups),
+        28 | 29 => Delivery::of(
             Meaning::Nothing,
             none_of_ours(rng, groups),
             "event to be ignored",
         ),
-        _ => {
+        30 => {
             let event = pick(
                 rng,
                 &[json!([]), json!({"application": 7}), json!({"detail": {}})],
@@ -233,13 +267,75 @@ fn event(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Delivery {
             .clone();
             Delivery::of(Meaning::Unreadable, event, "unreadable event")
         }
+        _ => {
+            let event = wrongly_wrapped(rng, groups);
+            Delivery::of(Meaning::Unreadable, event, "wrapping that is refused")
+        }
+    }
+}
+
+/// Some rules send to a queue or a topic that calls the function.
+fn wrap(rng: &mut Rng, delivery: &mut Delivery) {
+    if delivery.meaning == Meaning::Unreadable {
+        return;
+    }
+    let (record, kind) = match rng.u32(..16) {
+        0 => (queued(&delivery.event), "event in a queue's record"),
+        1 => (published(&delivery.event), "event in a topic's record"),
+        _ => return,
+    };
+    delivery.event = json!({ "Records": [record] });
+    delivery.kinds.push(kind);
+}
+
+/// The record of an SQS queue.
+fn queued(event: &Value) -> Value {
+    json!({ "messageId": "1", "eventSource": "aws:sqs", "body": event.to_string() })
+}
+
+/// The record of an SNS topic.
+fn published(event: &Value) -> Value {
+    json!({ "EventSource": "aws:sns", "Sns": { "Type": "Notification", "Message": event.to_string() } })
+}
+
+/// An event that would be an order, in a wrapping that hides it, or that holds more or less than one.
+fn wrongly_wrapped(rng: &mut Rng, groups: &[Group]) -> Value {
+    let event = match rng.bool() {
+        true => pipeline_event("SUCCEEDED", 0.0),
+        false => deployment_event(&groups[0], "SUCCESS", 0.0),
+    };
+    let records = |records: Vec<Value>| json!({ "Records": records });
+    let renamed = || {
+        let mut message = event.clone();
+        message["detailType"] = message["detail-type"].take();
+        if let Some(fields) = message.as_object_mut() {
+            fields.remove("detail-type");
+        }
+        message
+    };
+    match rng.u32(..9) {
+        0 => records(vec![queued(&event), queued(&event)]),
+        1 => records(vec![published(&event), published(&event)]),
+        2 => records(Vec::new()),
+        3 => records(vec![queued(&json!("a sentence"))]),
+        4 => records(vec![queued(&records(vec![published(&event)]))]),
+        5 => records(vec![queued(&published(&event)["Sns"])]),
+        6 => records(vec![published(&renamed())]),
+        7 => event["detail"].clone(),
+        _ => json!({ "CodePipeline.job": { "data": { "inputArtifacts": [] } } }),
     }
 }
 
 fn none_of_ours(rng: &mut Rng, groups: &[Group]) -> Value {
     match rng.u32(..3) {
-        0 => pipeline_event("FAILED", 0.0),
-        1 => deployment_event(&groups[0], "FAILURE", 0.0),
+        0 => {
+            let state = pick(rng, &["STARTED", "RESUMED", "CANCELED", "STOPPING"]);
+            pipeline_event(state, 0.0)
+        }
+        1 => {
+            let state = pick(rng, &["START", "READY"]);
+            deployment_event(&groups[0], state, 0.0)
+        }
         _ => {
             json!({"detail-type": "CodePipeline Action Execution State Change", "detail": {"state": "SUCCEEDED"}})
         }

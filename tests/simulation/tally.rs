@@ -34,13 +34,21 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
 ];
 /// Kinds of deliveries, and what became of them.
-const DELIVERIES: [&str; 14] = [
+const DELIVERIES: [&str; 22] = [
     "pipeline's event",
     "deployment's event",
+    "execution that failed",
+    "execution that was stopped",
+    "execution that was superseded",
+    "deployment that failed",
+    "deployment that was stopped",
     "request by hand",
     "dry run by hand",
     "event to be ignored",
     "unreadable event",
+    "wrapping that is refused",
+    "event in a queue's record",
+    "event in a topic's record",
     "the same event twice",
     "pipeline's and deployment's event",
     "in a row",

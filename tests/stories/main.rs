@@ -31,3 +31,4 @@ mod time;
 mod triggers;
 mod waves;
 mod window;
+mod wrappings;

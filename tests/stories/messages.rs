@@ -424,7 +424,7 @@ async fn a_good_end_is_told_only_when_asked_for() {
     );
 
     let story = Story::of(2).setting("NOTIFY_ON", "always");
-    story.event(&event("pipeline-failed")).await;
+    story.event(&event("pipeline-started")).await;
     story.event(&event("dry-run")).await;
     assert!(story.silent(), "not for ignored events and dry runs");
 }

@@ -1,6 +1,7 @@
 //! What an event asks for.
 
 use serde_json::{Value, json};
+use sim::Action;
 
 use super::support::{ACCOUNT, REGION, Story, event, id, request};
 
@@ -40,23 +41,36 @@ async fn a_pipeline_s_success_restarts_the_fleet_however_its_numbers_are_written
 
 #[tokio::test(start_paused = true)]
 async fn events_that_are_none_of_ours_are_ignored_without_a_call() {
-    let mut other_state = event("codedeploy-success");
-    other_state["detail"]["state"] = json!("START");
+    let in_state = |name: &str, state: &str| {
+        let mut event = event(name);
+        event["detail"]["state"] = json!(state);
+        event
+    };
     let mut stateless = event("pipeline-succeeded");
     stateless["detail"]
         .as_object_mut()
         .expect("an object")
         .remove("state");
     for (event, reason) in [
-        (event("pipeline-failed"), "FAILED"),
+        (
+            event("pipeline-started"),
+            "the pipeline execution's detail.state is \"STARTED\"; it has ended only in SUCCEEDED, FAILED, STOPPED, SUPERSEDED",
+        ),
+        (in_state("pipeline-succeeded", "RESUMED"), "RESUMED"),
+        (in_state("pipeline-succeeded", "CANCELED"), "CANCELED"),
+        (in_state("pipeline-succeeded", "STOPPING"), "STOPPING"),
         (event("action-succeeded"), "CodePipeline Action Execution"),
-        (other_state, "START"),
-        (stateless, "no detail.state"),
+        (
+            in_state("codedeploy-success", "START"),
+            "the deployment's detail.state is \"START\"; it has ended only in SUCCESS, FAILURE, STOP",
+        ),
+        (in_state("codedeploy-success", "READY"), "READY"),
+        (stateless, "detail.state is missing"),
         (json!({"detail-type": "Scheduled Event"}), "Scheduled Event"),
         (json!({"detail-type": 7}), "detail-type 7"),
         (
             json!({"detail-type": "CodePipeline Pipeline Execution State Change", "detail": []}),
-            "no detail.state",
+            "detail.state is missing",
         ),
         (
             json!({"detail-type": "CodePipeline Pipeline Execution State Change", "detail": {"state": ["SUCCEEDED"]}}),
@@ -72,6 +86,69 @@ async fn events_that_are_none_of_ours_are_ignored_without_a_call() {
         assert_eq!(told.answer["notified"], false);
         assert!(told.metrics.is_empty());
         assert!(story.world.calls().is_empty(), "{event}");
+    }
+}
+
+/// Staging was deployed, and then the approval for production was rejected; or a newer execution went by, or somebody
+/// stopped it while it waited. The agents of Staging hold their memory all the same, and nobody else tells of them.
+#[tokio::test(start_paused = true)]
+async fn an_execution_that_ended_otherwise_restarts_what_it_had_deployed() {
+    for name in ["pipeline-failed", "pipeline-stopped", "pipeline-superseded"] {
+        let story = Story::of(3).given(|state| {
+            let pipeline = &mut state.region(REGION).pipelines[0];
+            pipeline.executions[0].actions.push(Action {
+                stage: "Approve".to_owned(),
+                action: "Approve".to_owned(),
+                category: "Approval".to_owned(),
+                provider: "Manual".to_owned(),
+                status: "Failed".to_owned(),
+                updated_at: -1.0,
+                ..Action::default()
+            });
+        });
+        let told = story.event(&event(name)).await;
+        assert_eq!(told.answer["result"], "ok", "{name}: {:#}", told.answer);
+        assert_eq!(told.counts(), &json!({"restarted": 3}), "{name}");
+        // How it ended is no part of the answer: programs that read it need not know.
+        assert_eq!(
+            told.answer["trigger"],
+            json!({
+                "kind": "pipeline",
+                "pipeline": "my-pipeline",
+                "executionId": "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f",
+                "account": ACCOUNT,
+                "region": REGION,
+                "time": "2026-02-17T09:14:05Z",
+            }),
+            "{name}"
+        );
+    }
+}
+
+/// A deployment often fails because an agent was deaf or out of memory: that one above all needs its restart.
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_failed_or_was_stopped_restarts_its_group() {
+    for (state, status) in [("FAILURE", "Failed"), ("STOP", "Stopped")] {
+        let story =
+            Story::of(2).given(|world| world.deployment("d-EXAMPLEE5").status = status.to_owned());
+        let mut event = event("codedeploy-failure");
+        event["detail"]["state"] = json!(state);
+        let told = story.event(&event).await;
+        assert_eq!(told.counts(), &json!({"restarted": 2}), "{state}");
+        assert_eq!(told.answer["trigger"]["kind"], "deployment");
+        assert_eq!(told.answer["trigger"].get("ended"), None);
+    }
+}
+
+/// Clocks of AWS's services differ a little. A `triggeredAt` that lies ahead would make every restart look too old.
+#[tokio::test(start_paused = true)]
+async fn an_event_s_time_that_lies_ahead_counts_as_the_moment_of_receipt() {
+    for name in ["pipeline-succeeded", "codedeploy-success"] {
+        let mut event = event(name);
+        event["time"] = json!("2026-02-17T12:00:00Z");
+        let told = Story::of(2).event(&event).await;
+        assert_eq!(told.answer["trigger"]["time"], "2026-02-17T09:14:05Z");
+        assert_eq!(told.counts(), &json!({"restarted": 2}), "{name}");
     }
 }
 
