@@ -64,9 +64,12 @@ REPEAT_LIMIT = 30
 RUN_LIMIT = 400
 
 PIPELINE = ["pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"]
+# What starts the function unless the parameter After says otherwise, besides these.
+PIPELINE_OTHERWISE = ["pipeline-failed", "pipeline-stopped", "pipeline-superseded"]
 DEPLOYMENT = ["codedeploy-success"]
+DEPLOYMENT_OTHERWISE = ["codedeploy-failure"]
 # A rule must let none of these through, whatever the trigger is. The last one is made up below.
-NEVER = ["pipeline-failed", "action-succeeded", "by-hand", "dry-run", "another-source"]
+NEVER = ["pipeline-started", "action-succeeded", "by-hand", "dry-run", "sqs-record", "sns-record", "another-source"]
 # How SAM asks: the question, and in brackets what no answer means. What is answered does not show.
 QUESTION = re.compile(r"([^\t\n]+) \[([^\]\n]*)\]: ")
 # What SAM says when there is nothing to deploy.
@@ -79,6 +82,7 @@ OFFLINE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:
 # With these two every parameter that shapes the stack is used.
 EVERY_OPTION = {
     "Trigger": "deployments",
+    "After": "success",
     "CustomerKey": "true",
     "ScheduleExpression": "at(2099-01-01T03:00:00)",
     "ScheduleApplication": "my-application",
@@ -121,7 +125,7 @@ def mistype_the_state(template):
 
 def open_the_rule(template):
     """The rule takes another state besides, and may not invoke the function."""
-    template["Resources"]["PipelineRule"]["Properties"]["EventPattern"]["detail"]["state"].append("FAILED")
+    template["Resources"]["PipelineRule"]["Properties"]["EventPattern"]["detail"]["state"]["Fn::If"][1].append("STARTED")
     del template["Resources"]["PipelineRulePermission"]
 
 
@@ -219,7 +223,7 @@ def check_message(bus, message, name, first):
     envelope = json.loads(message["Body"])
     expect_equal("topic", [envelope["Type"], envelope["TopicArn"]], ["Notification", bus.outputs["TopicArn"]])
     body = json.loads(envelope["Message"])
-    kind = "deployment" if name in DEPLOYMENT else "pipeline"
+    kind = "deployment" if name in DEPLOYMENT + DEPLOYMENT_OTHERWISE else "pipeline"
     group = run.check_report(body, "attention", kind, {"restarted" if first else "already-restarted": 3, "failed": 1, "skipped": 1, "unreachable": 1})
     run.check_attention(group)
     expect_equal("severity and notified", [body["severity"], body["notified"]], ["warning", True])
@@ -327,15 +331,22 @@ def check_delete(bus):
 
 
 CASES = [
-    Case("pipelines", PIPELINE, [*NEVER, *DEPLOYMENT], more=[check_differences, check_dry_run, check_failed_events, check_delete]),
-    Case("deployments, and every option", DEPLOYMENT, [*NEVER, *PIPELINE], guided=True, parameters=EVERY_OPTION, more=[check_every_option]),
+    Case("pipelines", [*PIPELINE, *PIPELINE_OTHERWISE], [*NEVER, *DEPLOYMENT, *DEPLOYMENT_OTHERWISE], more=[check_differences, check_dry_run, check_failed_events, check_delete]),
+    Case(
+        "deployments, and every option",
+        DEPLOYMENT,
+        [*NEVER, *DEPLOYMENT_OTHERWISE, *PIPELINE, *PIPELINE_OTHERWISE],
+        guided=True,
+        parameters=EVERY_OPTION,
+        more=[check_every_option],
+    ),
     Case("one pipeline, and a topic of one's own", PIPELINE[:1], ["another-pipeline", *NEVER, *DEPLOYMENT], parameters=ONE_PIPELINE),
     Case("control: the rule is disabled", PIPELINE[:1], spoil=disable_the_rule, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case("control: a typo in the rule's pattern", PIPELINE[:1], plant=mistype_the_state, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case(
-        "control: a rule for failures too, without permission",
+        "control: a rule for beginnings too, without permission",
         [],
-        ["pipeline-failed"],
+        ["pipeline-started"],
         plant=open_the_rule,
         found=["the rule may not invoke the function", "events that must reach nobody started the function"],
     ),

@@ -20,23 +20,26 @@ import emulator
 import stacks
 import template
 
-PIPELINE_EVENTS = {"pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"}
-DEPLOYMENT_EVENTS = {"codedeploy-success"}
+PIPELINE_SUCCESSES = {"pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"}
+PIPELINE_ENDS = PIPELINE_SUCCESSES | {"pipeline-failed", "pipeline-stopped", "pipeline-superseded"}
+DEPLOYMENT_SUCCESSES = {"codedeploy-success"}
+DEPLOYMENT_ENDS = DEPLOYMENT_SUCCESSES | {"codedeploy-failure"}
 
 # Each stack, and the files of events/ that start its function. All pipelines of events/ are `my-pipeline`.
 PASSING = {
-    "all pipelines": ({}, PIPELINE_EVENTS),
-    "own pipeline among others": ({"PipelineNames": "other-pipeline,my-pipeline"}, PIPELINE_EVENTS),
-    "own pipeline after a blank": ({"PipelineNames": "other-pipeline, my-pipeline"}, PIPELINE_EVENTS),
+    "all pipelines": ({}, PIPELINE_ENDS),
+    "all pipelines after success": (stacks.SUCCESS, PIPELINE_SUCCESSES),
+    "own pipeline among others": ({"PipelineNames": "other-pipeline,my-pipeline"}, PIPELINE_ENDS),
+    "own pipeline after a blank": ({"PipelineNames": "other-pipeline, my-pipeline"}, PIPELINE_ENDS),
     "other pipelines": ({"PipelineNames": "other-pipeline,my-pipeline-2,my"}, set()),
-    "deployments": (stacks.DEPLOYMENTS, DEPLOYMENT_EVENTS),
+    "deployments": (stacks.DEPLOYMENTS, DEPLOYMENT_ENDS),
+    "deployments after success": (stacks.DEPLOYMENTS | stacks.SUCCESS, DEPLOYMENT_SUCCESSES),
 }
 
-# The states of each kind of event; one of them starts the function (CodePipeline and CodeDeploy User Guides, "Monitoring with EventBridge").
-STATES = {
-    "aws.codepipeline": ["SUCCEEDED", "STARTED", "RESUMED", "FAILED", "CANCELED", "SUPERSEDED", "STOPPED", "STOPPING"],
-    "aws.codedeploy": ["SUCCESS", "START", "FAILURE", "STOP", "READY"],
-}
+# The states of each kind of event (CodePipeline and CodeDeploy User Guides, "Monitoring with EventBridge") that are a success, another end, or no end.
+SUCCESSES = {"aws.codepipeline": ["SUCCEEDED"], "aws.codedeploy": ["SUCCESS"]}
+OTHER_ENDS = {"aws.codepipeline": ["FAILED", "STOPPED", "SUPERSEDED"], "aws.codedeploy": ["FAILURE", "STOP"]}
+NO_ENDS = {"aws.codepipeline": ["STARTED", "RESUMED", "CANCELED", "STOPPING"], "aws.codedeploy": ["START", "READY"]}
 # Other kinds of events of the same sources that tell of a success too.
 OTHER_KINDS = {
     "aws.codepipeline": ["CodePipeline Stage Execution State Change", "CodePipeline Action Execution State Change"],
@@ -86,17 +89,18 @@ def check_patterns(finder, aws, source, root):
         patterns = aws.patterns(only_rules(source, values), values)
         finder.expect(len(patterns) == 1, f"with {name}, the rules are {sorted(patterns)}, not one")
         for stem, event in events.items():
-            for change, changed, wanted in [("", event, stem in passing), *(changes(event, "PipelineNames" in values) if stem in passing else [])]:
+            for change, changed, wanted in [("", event, stem in passing), *(changes(event, values) if stem in passing else [])]:
                 fits = [rule for rule, pattern in patterns.items() if aws.fits(pattern, changed)]
                 asked += len(patterns)
                 finder.expect(bool(fits) == wanted, f"with {name}, events/{stem}.json{change} {'starts' if fits else 'does not start'} the function")
     return asked
 
 
-def changes(event, listed):
-    """Small changes of an event that starts the function: what was done to it, the event, and whether it still has to."""
+def changes(event, values):
+    """Small changes of an event that starts the function of a stack with these parameters: what was done to it, the event, and whether it still has to."""
     source, kind, detail = event["source"], event["detail-type"], event["detail"]
     state = detail["state"]
+    starting = SUCCESSES[source] + ([] if values.get("After") == "success" else OTHER_ENDS[source])
 
     def changed(same, name, *value, inside=False):
         copied = copy.deepcopy(event)
@@ -108,12 +112,12 @@ def changes(event, listed):
         return f" without {name}", copied, same
 
     # What counts.
-    for other in [*STATES[source], state.lower(), f"{state} ", state[:-1], ""]:
+    for other in [*SUCCESSES[source], *OTHER_ENDS[source], *NO_ENDS[source], state.lower(), f"{state} ", state[:-1], ""]:
         if other != state:
-            yield changed(False, "state", other, inside=True)
+            yield changed(other in starting, "state", other, inside=True)
     for other in [*OTHER_KINDS[source], kind.upper(), f"{kind}s"]:
         yield changed(False, "detail-type", other)
-    for other in sorted({*STATES, "my.own.source"} - {source}):
+    for other in sorted({*SUCCESSES, "my.own.source"} - {source}):
         yield changed(False, "source", other)
     # A bus may be open to other accounts, whose events the function could do nothing about.
     for other in ["210987654321", stacks.ACCOUNT[:-1], ""]:
@@ -123,7 +127,7 @@ def changes(event, listed):
     yield changed(False, "state", inside=True)
     if "pipeline" in detail:
         for other in ["another-pipeline", detail["pipeline"].upper(), f"{detail['pipeline']}-2", ""]:
-            yield changed(not listed, "pipeline", other, inside=True)
+            yield changed("PipelineNames" not in values, "pipeline", other, inside=True)
     # What does not.
     yield changed(True, "region", "eu-west-1")
     yield changed(True, "time", "2027-01-01T00:00:00Z")

@@ -20,6 +20,7 @@ KEY = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab
 SCHEDULE = {"ScheduleExpression": "cron(0 3 ? * SUN *)", "ScheduleApplication": "my-application", "ScheduleDeploymentGroup": "my-deployment-group"}
 GIVEN_TOPIC = {"TopicArn": f"arn:aws:sns:eu-west-1:{ACCOUNT}:restarts"}
 DEPLOYMENTS = {"Trigger": "deployments"}
+SUCCESS = {"After": "success"}
 NAMED = {"PipelineNames": "my-pipeline,other-pipeline"}
 EMAIL = {"AlertEmail": "somebody@example.com"}
 TOPIC_KEY = {"TopicKeyArn": KEY}
@@ -31,6 +32,7 @@ OWN_KEY = {"CustomerKey": "true"}
 # Each list holds the choices of which a stack makes exactly one; every combination of them is allowed.
 CHOICES = [
     [{}, NAMED, DEPLOYMENTS],
+    [{}, SUCCESS],
     [{}, SCHEDULE],
     [{}, EMAIL, GIVEN_TOPIC, GIVEN_TOPIC | TOPIC_KEY],
     [{}, ALARM_TOPIC],
@@ -43,6 +45,7 @@ CHOICES = [
 SETS = {
     "defaults": {},
     "deployments": DEPLOYMENTS,
+    "after success alone": SUCCESS,
     "named pipelines": NAMED,
     "schedule": SCHEDULE,
     "own key, e-mail": OWN_KEY | EMAIL,
@@ -50,8 +53,8 @@ SETS = {
     "given topic with key": GIVEN_TOPIC | TOPIC_KEY | ALARM_TOPIC,
     "tag": TAG,
     "boundary": BOUNDARY | SCHEDULE,
-    "everything on pipelines": NAMED | SCHEDULE | OWN_KEY | EMAIL | ALARM_TOPIC | TAG | BOUNDARY,
-    "everything on deployments": DEPLOYMENTS | SCHEDULE | OWN_KEY | GIVEN_TOPIC | TOPIC_KEY | TAG | BOUNDARY,
+    "everything on pipelines": NAMED | SUCCESS | SCHEDULE | OWN_KEY | EMAIL | ALARM_TOPIC | TAG | BOUNDARY,
+    "everything on deployments": DEPLOYMENTS | SUCCESS | SCHEDULE | OWN_KEY | GIVEN_TOPIC | TOPIC_KEY | TAG | BOUNDARY,
 }
 
 
