@@ -15,7 +15,7 @@ use crate::decision::Target;
 use crate::ids::{GroupName, Name};
 use crate::pipeline::{self, Actions};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
-use crate::trigger::{Home, Order, Subject};
+use crate::trigger::{Ended, Home, Order, Subject};
 
 /// Deployment ids in one `BatchGetDeployments`
 /// (<https://docs.aws.amazon.com/codedeploy/latest/APIReference/API_BatchGetDeployments.html>).
@@ -125,10 +125,12 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
         Subject::Pipeline {
             pipeline,
             execution_id,
-            ..
+            ended,
         } => {
             let client = clients.in_region(&order.region);
-            let actions = pipeline::actions(&client, order, home, pipeline, execution_id, true);
+            let succeeded_at = (*ended == Ended::Succeeded).then_some(order.time);
+            let actions =
+                pipeline::actions(&client, order, home, pipeline, execution_id, succeeded_at);
             match timeout_at(by, actions).await {
                 Ok(Ok(Actions::None(reason))) => return Found::Nothing(reason),
                 Ok(Ok(Actions::Some { wanted, problems })) => (wanted, problems),

@@ -37,7 +37,8 @@ pub enum Actions {
     },
 }
 
-/// Reads the execution's CodeDeploy actions that have ended: one that failed or was abandoned has deployed as well.
+/// Reads the execution's CodeDeploy actions that have ended: one that failed or was abandoned has deployed as well. When
+/// the execution succeeded at a moment, its last action ended then.
 ///
 /// # Errors
 /// When CodePipeline does not tell.
@@ -47,9 +48,8 @@ pub async fn actions(
     home: &Home,
     pipeline: &Name,
     execution_id: &str,
-    succeeded: bool,
+    succeeded_at: Option<Timestamp>,
 ) -> Result<Actions, Problem> {
-    let succeeded_at = succeeded.then_some(order.time);
     let (rows, lag) = settled_rows(client, succeeded_at, pipeline, execution_id).await?;
     let mut wanted: BTreeMap<GroupName, Vec<Name>> = BTreeMap::new();
     let mut problems = Problems::default();

@@ -49,7 +49,10 @@ pub struct Delivery {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meaning {
     /// Every group that the pipeline's execution deployed to.
-    Pipeline,
+    Pipeline {
+        /// It succeeded, so that its last action has just ended.
+        succeeded: bool,
+    },
     /// The group with this number, for its deployment.
     Deployment(usize),
     /// The same by hand.
@@ -134,7 +137,7 @@ pub struct Course {
 pub fn draw(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Vec<Vec<Delivery>> {
     let first = event(rng, groups, succeeded);
     let second = match &first.meaning {
-        Meaning::Pipeline if rng.u32(..3) == 0 => {
+        Meaning::Pipeline { .. } if rng.u32(..3) == 0 => {
             Some((deployment(rng, groups), "pipeline's and deployment's event"))
         }
         Meaning::Deployment(_) if rng.u32(..3) == 0 => Some((
@@ -161,6 +164,17 @@ pub fn draw(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Vec<Vec<Delivery
     };
     let fragile = *pick(rng, &[0, 0, 12, 3, 1]);
     let hasty = *pick(rng, &[0, 0, 0, 4]);
+    // Several applications on one fleet end in one minute.
+    if groups.len() > 1 && one_in(rng, 4) {
+        for number in 0..groups.len() {
+            let mut other = deployment_of(rng, groups, number);
+            other
+                .kinds
+                .push("events of several groups at the same time");
+            other.pause = between(rng, 0.0, 60.0);
+            tracks.push(vec![other]);
+        }
+    }
     for delivery in tracks.iter_mut().flatten() {
         wrap(rng, delivery);
     }
@@ -217,20 +231,13 @@ const EXECUTION_ENDS: [(&str, Option<&str>); 12] = [
     ("STOPPED", Some("execution that was stopped")),
     ("SUPERSEDED", Some("execution that was superseded")),
 ];
-/// How a deployment ends, in the same form.
-const DEPLOYMENT_ENDS: [(&str, Option<&str>); 6] = [
-    ("SUCCESS", None),
-    ("SUCCESS", None),
-    ("SUCCESS", None),
-    ("SUCCESS", None),
-    ("FAILURE", Some("deployment that failed")),
-    ("STOP", Some("deployment that was stopped")),
-];
-
 fn pipeline(rng: &mut Rng, ended: f64) -> Delivery {
     let (state, kind) = *pick(rng, &EXECUTION_ENDS);
     let event = pipeline_event(state, ended);
-    let mut delivery = Delivery::of(Meaning::Pipeline, event, "pipeline's event");
+    let meaning = Meaning::Pipeline {
+        succeeded: kind.is_none(),
+    };
+    let mut delivery = Delivery::of(meaning, event, "pipeline's event");
     delivery.kinds.extend(kind);
     delivery.time = ended;
     delivery
@@ -238,10 +245,18 @@ fn pipeline(rng: &mut Rng, ended: f64) -> Delivery {
 
 fn deployment(rng: &mut Rng, groups: &[Group]) -> Delivery {
     let number = rng.usize(..groups.len());
+    deployment_of(rng, groups, number)
+}
+
+fn deployment_of(rng: &mut Rng, groups: &[Group], number: usize) -> Delivery {
     let group = &groups[number];
     // Told within two seconds.
     let time = (group.completed + between(rng, 0.0, 1.0)).ceil();
-    let (state, kind) = *pick(rng, &DEPLOYMENT_ENDS);
+    let (state, kind) = match group.status {
+        "Succeeded" => ("SUCCESS", None),
+        "Failed" => ("FAILURE", Some("deployment that failed")),
+        _ => ("STOP", Some("deployment that was stopped")),
+    };
     let event = deployment_event(group, state, time);
     let mut delivery = Delivery::of(Meaning::Deployment(number), event, "deployment's event");
     delivery.kinds.extend(kind);

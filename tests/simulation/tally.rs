@@ -34,7 +34,8 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
 ];
 /// Kinds of deliveries, and what became of them.
-const DELIVERIES: [&str; 22] = [
+const DELIVERIES: [&str; 23] = [
+    "events of several groups at the same time",
     "pipeline's event",
     "deployment's event",
     "execution that failed",

@@ -473,7 +473,7 @@ fn rows_at_least(group: &GroupReport) -> usize {
 
 /// The attribute that only a pipeline's messages have.
 fn pipeline(delivery: &Delivery) -> Option<(&'static str, &'static str)> {
-    (delivery.meaning == Meaning::Pipeline).then_some(("pipeline", PIPELINE))
+    matches!(delivery.meaning, Meaning::Pipeline { .. }).then_some(("pipeline", PIPELINE))
 }
 
 /// A problem that programs or people are not told.

@@ -84,7 +84,9 @@ impl<'a> Evidence<'a> {
         let mut asked = None;
         match &delivery.meaning {
             Meaning::Nothing | Meaning::Unreadable => return Subject::default(),
-            Meaning::Pipeline => listed = self.actions(delivery, invocation),
+            Meaning::Pipeline { succeeded } => {
+                listed = self.actions(*succeeded, delivery.time, invocation);
+            }
             Meaning::Deployment(number) => {
                 let group = &self.scene.groups[*number];
                 listed
@@ -187,7 +189,7 @@ impl<'a> Evidence<'a> {
 
     /// What the last list of the execution's actions showed, if the function may have been content with it; else all that
     /// there is.
-    fn actions(&self, delivery: &Delivery, invocation: &Invocation) -> Listed {
+    fn actions(&self, succeeded: bool, at: f64, invocation: &Invocation) -> Listed {
         let home = self.scene.state.regions.get(HOME);
         let pipelines = home.into_iter().flat_map(|region| &region.pipelines);
         let rows: Vec<&Action> = pipelines
@@ -224,9 +226,8 @@ impl<'a> Evidence<'a> {
             .iter()
             .map(|row| row.updated_at)
             .filter(|end| *end <= last.at);
-        let settled = !shown.is_empty()
-            && !open
-            && ends.fold(f64::MIN, f64::max) >= delivery.time - LIST_LAG - 1.0;
+        let late = succeeded && ends.fold(f64::MIN, f64::max) < at - LIST_LAG - 1.0;
+        let settled = !shown.is_empty() && !open && !late;
         let waited = last.at - first.at >= LIST_LAG - 1.0;
         let mut listed = match settled || waited {
             true => listed(&rows, begun, last.at),
