@@ -29,7 +29,7 @@
 //! An event has Lambda's 15 minutes. Finding the deployments may take 60 s; together with finding the instances 90 s, not
 //! counting the wait for quiet; 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
 //! well: not sent to (`held-back`), or sent to without a result (`unfinished`). While another deployment of its group
-//! runs, an instance is `busy`: that deployment's own success brings the restart, if its event reaches this function too.
+//! runs, an instance is `busy`: that deployment's own end brings the restart, if its event reaches this function too.
 //!
 //! The *host* decides, in the document's script, whether an ordered restart is safe, and proves that a new, healthy agent runs
 //! afterwards. An agent that started after the deployment is left alone there, and of two scripts at once the second

@@ -352,7 +352,6 @@ fn target(id: &str, part: Part) -> Target {
     };
     if part == Part::Stopped {
         "Skipped".clone_into(&mut target.status);
-        target.lifecycle_started = false;
     }
     target
 }

@@ -359,40 +359,6 @@ def list_deployment_targets_refusals(aws):
     refused("InvalidNextTokenException", call, deploymentId="d-SHOPWEB01", nextToken="made-up")
 
 
-@check
-def batch_get_deployment_targets(aws):
-    client = aws.client("codedeploy")
-    for deployment in ("d-SHOPWEB01", "d-GREEN0001"):
-        targets = aws.deployments[deployment]["targets"]
-        for first in range(0, len(targets), 25):
-            some = targets[first:first + 25]
-            told = client.batch_get_deployment_targets(
-                deploymentId=deployment, targetIds=[target["id"] for target in some])["deploymentTargets"]
-            by_id = {target["instanceTarget"]["targetId"]: target for target in told}
-            same((len(told), sorted(by_id)), (len(some), sorted(target["id"] for target in some)), "targets")
-            for wanted in some:
-                same_target(deployment, by_id[wanted["id"]], wanted)
-
-
-def same_target(deployment, target, wanted):
-    same(target["deploymentTargetType"], "InstanceTarget", "type")
-    told = target["instanceTarget"]
-    same((told["deploymentId"], told["targetId"], told["status"], told.get("instanceLabel")),
-         (deployment, wanted["id"], wanted.get("status", "Succeeded"), wanted.get("label")), "target")
-    started = any(event.get("startTime") for event in told.get("lifecycleEvents", []))
-    same(started, wanted.get("lifecycleStarted", True), f"{wanted['id']} lifecycle started")
-
-
-@check
-def batch_get_deployment_targets_refusals(aws):
-    call = aws.client("codedeploy").batch_get_deployment_targets
-    ids = [instance(n) for n in range(1, 27)]
-    refused("DeploymentTargetListSizeExceededException", call, deploymentId="d-SHOPWEB01", targetIds=ids)
-    refused("DeploymentDoesNotExistException", call, deploymentId="d-NOWHERE01", targetIds=ids[:1])
-    refused({"DeploymentTargetDoesNotExistException", "InstanceDoesNotExistException"}, call,
-            deploymentId="d-SHOPWEB01", targetIds=[instance(999)])
-
-
 # ------------------------------------------------------------------------------ Auto Scaling
 
 

@@ -43,7 +43,6 @@ OPERATIONS = {
         "GetDeploymentGroup",
         "ListDeployments",
         "ListDeploymentTargets",
-        "BatchGetDeploymentTargets",
     ],
     "autoscaling": ["DescribeAutoScalingGroups", "DescribeAutoScalingInstances"],
     "ssm": ["DescribeInstanceInformation", "SendCommand", "ListCommandInvocations"],
@@ -159,8 +158,6 @@ UNKNOWN_ENUMS = {
         "ComputePlatform", "DeploymentCreator", "DeploymentStatus", "DeploymentType"},
     ("codedeploy", "GetDeploymentGroup"): {
         "ComputePlatform", "DeploymentStatus", "DeploymentType"},
-    # So are a target's status and label.
-    ("codedeploy", "BatchGetDeploymentTargets"): {"TargetStatus", "TargetLabel"},
     # And an action's status and type.
     ("codepipeline", "ListActionExecutions"): {
         "ActionExecutionStatus", "ActionOwner", "ActionCategory"},
@@ -844,7 +841,6 @@ def filter_values(params, out):
 
 DOCUMENTED_LIMITS = {
     "BatchGetDeployments": [limit_items("deploymentIds", 25)],
-    "BatchGetDeploymentTargets": [limit_items("targetIds", 25)],
     "ListDeployments": [application_with_group],
     "DescribeAutoScalingGroups": [limit_number("MaxRecords", 100)],
     "DescribeAutoScalingInstances": [limit_items("InstanceIds", 50), limit_number("MaxRecords", 50)],

@@ -140,15 +140,6 @@ def good_exchanges():
         "deploymentStyle": {"deploymentType": "IN_PLACE", "deploymentOption": "WITHOUT_TRAFFIC_CONTROL"},
         "outdatedInstancesStrategy": "UPDATE", "terminationHookEnabled": False,
     }
-    target = {
-        "deploymentTargetType": "InstanceTarget",
-        "instanceTarget": {
-            "deploymentId": "d-ABCDEF123", "targetId": INSTANCES[0], "status": "Succeeded",
-            "targetArn": f"arn:aws:ec2:eu-west-1:123456789012:instance/{INSTANCES[0]}", "lastUpdatedAt": NOW,
-            "lifecycleEvents": [
-                {"lifecycleEventName": "ApplicationStop", "status": "Succeeded", "startTime": NOW - 9, "endTime": NOW - 8}],
-        },
-    }
     node = {
         "InstanceId": INSTANCES[0], "PingStatus": "Online", "LastPingDateTime": NOW - 3, "AgentVersion": "3.3.987.0",
         "IsLatestVersion": True, "PlatformType": "Linux", "PlatformName": "Amazon Linux", "PlatformVersion": "2023",
@@ -214,8 +205,6 @@ def good_exchanges():
         ("codedeploy", "ListDeploymentTargets",
          {"deploymentId": "d-ABCDEF123", "targetFilters": {"ServerInstanceLabel": ["Green"]}},
          json_response({"targetIds": INSTANCES[:3], "nextToken": "more"})),
-        ("codedeploy", "BatchGetDeploymentTargets", {"deploymentId": "d-ABCDEF123", "targetIds": INSTANCES[:25]},
-         json_response({"deploymentTargets": [target]})),
         ("autoscaling", "DescribeAutoScalingGroups", {"AutoScalingGroupNames": ["web", "back"], "MaxRecords": 100},
          xml_answer("autoscaling", "DescribeAutoScalingGroups", scaling)),
         ("autoscaling", "DescribeAutoScalingInstances", {"InstanceIds": INSTANCES[:50]},
@@ -391,8 +380,6 @@ def bad_requests():
          edited(node, put("Filters", 0, "Values", []), "request")),
         ("26 deployments in one call", "deploymentIds: more items than 25",
          with_request("BatchGetDeployments", {"deploymentIds": [f"d-{n}" for n in range(26)]})),
-        ("26 targets in one call", "targetIds: more items than 25",
-         with_request("BatchGetDeploymentTargets", {"deploymentId": "d-1", "targetIds": INSTANCES[:26]})),
         ("application without group", "one of applicationName and deploymentGroupName",
          with_request("ListDeployments", {"applicationName": "shop"})),
         ("request that is no JSON", "the request is not valid JSON", replaced("GetDeployment", "}", "", "request")),

@@ -8,8 +8,6 @@ use crate::wire::{Failure, hash, uuid};
 
 /// Deployments in one `BatchGetDeployments` (API_BatchGetDeployments).
 const DEPLOYMENTS_PER_BATCH: usize = 25;
-/// Targets in one `BatchGetDeploymentTargets` (API_BatchGetDeploymentTargets).
-const TARGETS_PER_BATCH: usize = 25;
 /// Characters of the name of an application or group (API_GetDeploymentGroup).
 const NAME_LIMIT: usize = 100;
 /// The statuses of a deployment (API_ListDeployments).
@@ -34,16 +32,6 @@ const TARGET_STATUSES: [&str; 7] = [
     "Skipped",
     "Unknown",
     "Ready",
-];
-/// The lifecycle events of an in-place deployment without a load balancer.
-const LIFECYCLE_EVENTS: [&str; 7] = [
-    "ApplicationStop",
-    "DownloadBundle",
-    "BeforeInstall",
-    "Install",
-    "AfterInstall",
-    "ApplicationStart",
-    "ValidateService",
 ];
 
 pub(crate) fn get_deployment(context: &mut Context<'_>, input: &Input<'_>) -> Answered {
@@ -186,38 +174,6 @@ pub(crate) fn list_deployment_targets(context: &mut Context<'_>, input: &Input<'
     Ok(object(
         json!({ "targetIds": page.items, "nextToken": page.next }),
     ))
-}
-
-pub(crate) fn batch_get_deployment_targets(
-    context: &mut Context<'_>,
-    input: &Input<'_>,
-) -> Answered {
-    let deployment = named_deployment(context, input)?;
-    let ids = input.texts("targetIds")?.unwrap_or_default();
-    if ids.is_empty() {
-        let message = "At least one deployment target ID must be specified";
-        return Err(Failure::new("DeploymentTargetIdRequiredException", message));
-    }
-    if ids.len() > TARGETS_PER_BATCH {
-        let message = format!("The maximum number of deployment target IDs is {TARGETS_PER_BATCH}");
-        return Err(Failure::new(
-            "DeploymentTargetListSizeExceededException",
-            message,
-        ));
-    }
-    check_started(context, &deployment)?;
-    let mut found = Vec::new();
-    for id in ids {
-        let Some(target) = deployment.targets.iter().find(|target| target.id == id) else {
-            let message = format!("The deployment {} has no target {id}", deployment.id);
-            return Err(Failure::new(
-                "DeploymentTargetDoesNotExistException",
-                message,
-            ));
-        };
-        found.push(target_info(context, &deployment, target));
-    }
-    Ok(object(json!({ "deploymentTargets": found })))
 }
 
 fn named_deployment(context: &mut Context<'_>, input: &Input<'_>) -> Result<Deployment, Failure> {
@@ -521,76 +477,4 @@ fn last(
         "createTime": context.epoch(newest.created_at),
         "endTime": ended.map(|time| context.epoch(time)),
     }))))
-}
-
-fn target_info(context: &Context<'_>, deployment: &Deployment, target: &Target) -> Value {
-    let updated = deployment
-        .completed_at
-        .unwrap_or(deployment.created_at)
-        .min(context.at);
-    let mut told = json!({
-        "deploymentId": deployment.id,
-        "targetId": target.id,
-        "targetArn": format!(
-            "arn:aws:ec2:{}:{}:instance/{}", context.region, context.state.account, target.id
-        ),
-        "status": target.status,
-        "lastUpdatedAt": context.epoch(updated),
-        "lifecycleEvents": lifecycle_events(context, deployment, target),
-    });
-    let (kind, member) = match deployment.compute_platform.as_str() {
-        "Lambda" => ("LambdaTarget", "lambdaTarget"),
-        "ECS" => ("ECSTarget", "ecsTarget"),
-        _ => ("InstanceTarget", "instanceTarget"),
-    };
-    if let Some(label) = target.label.as_deref().filter(|_| kind == "InstanceTarget") {
-        told["instanceLabel"] = label.into();
-    }
-    json!({ "deploymentTargetType": kind, member: told })
-}
-
-fn lifecycle_events(context: &Context<'_>, deployment: &Deployment, target: &Target) -> Vec<Value> {
-    LIFECYCLE_EVENTS
-        .iter()
-        .enumerate()
-        .map(|(number, name)| {
-            let status = event_status(target, number);
-            let began = context.epoch(deployment.created_at);
-            let ended = matches!(status, "Succeeded" | "Failed").then_some(began);
-            let diagnostics = match status {
-                "Succeeded" => Some(json!({ "errorCode": "Success", "scriptName": "", "message": "Succeeded", "logTail": "" })),
-                "Failed" => Some(json!({
-                    "errorCode": "ScriptFailed", "scriptName": "scripts/start.sh",
-                    "message": "Script at specified location: scripts/start.sh failed with exit code 1",
-                    "logTail": "[stderr]start.sh: exit 1",
-                })),
-                _ => None,
-            };
-            Value::Object(object(json!({
-                "lifecycleEventName": name,
-                "diagnostics": diagnostics,
-                "startTime": (ended.is_some() || status == "InProgress").then_some(began),
-                "endTime": ended,
-                "status": status,
-            })))
-        })
-        .collect()
-}
-
-/// The status of a target's event by its number: where a target stands says what has happened to it.
-fn event_status(target: &Target, number: usize) -> &'static str {
-    const FAILING: usize = 5;
-    if !target.lifecycle_started {
-        return "Pending";
-    }
-    match (target.status.as_str(), number) {
-        ("Succeeded" | "Ready", _) => "Succeeded",
-        ("Failed", number) if number < FAILING => "Succeeded",
-        ("Failed", FAILING) => "Failed",
-        ("Failed" | "Skipped", _) => "Skipped",
-        ("InProgress", 0) => "Succeeded",
-        ("InProgress", 1) => "InProgress",
-        ("Unknown", _) => "Unknown",
-        _ => "Pending",
-    }
 }

@@ -88,9 +88,6 @@ pub(crate) fn answer(
         (Service::CodeDeploy, "ListDeploymentTargets") => {
             codedeploy::list_deployment_targets(context, &input)
         }
-        (Service::CodeDeploy, "BatchGetDeploymentTargets") => {
-            codedeploy::batch_get_deployment_targets(context, &input)
-        }
         (Service::AutoScaling, "DescribeAutoScalingGroups") => {
             autoscaling::describe_groups(context, &input)
         }

@@ -15,14 +15,13 @@ const TEN_DAYS: f64 = 864_000.0;
 /// Seconds in thirty days: the longest duration that a world may name.
 const LONGEST: f64 = 2_592_000.0;
 /// The operations that the world answers.
-pub(crate) const OPERATIONS: [&str; 14] = [
+pub(crate) const OPERATIONS: [&str; 13] = [
     "ListActionExecutions",
     "GetDeployment",
     "BatchGetDeployments",
     "GetDeploymentGroup",
     "ListDeployments",
     "ListDeploymentTargets",
-    "BatchGetDeploymentTargets",
     "DescribeAutoScalingGroups",
     "DescribeAutoScalingInstances",
     "DescribeInstanceInformation",
@@ -393,8 +392,6 @@ pub struct Target {
     pub status: String,
     /// `Blue` or `Green`, of a blue/green deployment.
     pub label: Option<String>,
-    /// Whether the first lifecycle event has started.
-    pub lifecycle_started: bool,
 }
 
 impl Default for Target {
@@ -403,7 +400,6 @@ impl Default for Target {
             id: String::new(),
             status: "Succeeded".to_owned(),
             label: None,
-            lifecycle_started: true,
         }
     }
 }

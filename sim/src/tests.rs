@@ -745,32 +745,20 @@ async fn deployments_are_listed_as_ids_in_no_helpful_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn targets_tell_whether_their_lifecycle_has_started() {
-    let world = changed(2, |state| {
-        state.deployment(DEPLOYMENT).targets[1].lifecycle_started = false;
-        state.deployment(DEPLOYMENT).targets[1].status = "Failed".to_owned();
-    });
-    let asked =
-        json!({ "deploymentId": DEPLOYMENT, "targetIds": [instance_id(1), instance_id(2)] });
-    let told = codedeploy(&world, "BatchGetDeploymentTargets", asked).unwrap();
-    let events = |target: usize| {
-        told["deploymentTargets"][target]["instanceTarget"]["lifecycleEvents"].clone()
-    };
-    assert_eq!(events(0)[6]["status"], "Succeeded");
-    assert!(
-        events(1)
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|event| event["status"] == "Pending")
-    );
-    assert!(events(1)[0].get("startTime").is_none());
-    world.with(|state| state.deployment(DEPLOYMENT).status = "Queued".to_owned());
+async fn targets_are_told_once_a_deployment_has_begun() {
+    let world = world(2);
     let asked = json!({ "deploymentId": DEPLOYMENT });
-    assert_eq!(
-        codedeploy(&world, "ListDeploymentTargets", asked).unwrap_err(),
-        "DeploymentNotStartedException"
-    );
+    for (status, never_started) in [("Queued", false), ("Created", false), ("Failed", true)] {
+        world.with(|state| {
+            let deployment = state.deployment(DEPLOYMENT);
+            deployment.status = status.to_owned();
+            deployment.never_started = never_started;
+        });
+        assert_eq!(
+            codedeploy(&world, "ListDeploymentTargets", asked.clone()).unwrap_err(),
+            "DeploymentNotStartedException"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,7 +17,6 @@ ACCOUNT = "123456789012"
 WITHOUT_RESOURCE = {
     "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeAutoScalingInstances",
-    "codedeploy:BatchGetDeploymentTargets",
     "codedeploy:ListDeploymentTargets",
     "ec2:DescribeInstances",
     "ssm:DescribeInstanceInformation",

@@ -230,7 +230,6 @@ CHANGES = {
         action("ec2:RebootInstances", instead=INSTANCE),
     ],
     "codedeploy:ListDeploymentTargets": [action("codedeploy:StopDeployment"), action("codedeploy:ContinueDeployment")],
-    "codedeploy:BatchGetDeploymentTargets": [action("codedeploy:StopDeployment"), action("codedeploy:PutLifecycleEventHookExecutionStatus")],
 } | dict.fromkeys(
     ["codedeploy:BatchGetDeployments", "codedeploy:GetDeployment", "codedeploy:GetDeploymentGroup", "codedeploy:ListDeployments"],
     [

@@ -93,7 +93,7 @@ const CONDITIONS: [&str; 37] = [
     "agent crash-loops",
     "agent drains",
     "script hangs",
-    "target that was not reached",
+    "target that did not succeed",
     "blue target",
     "scaled in",
     "launched after the deployment",
@@ -156,7 +156,7 @@ const DECIDED_BY: [&str; 11] = [
     "rejected by SSM",
     "without the tag",
     "connection lost",
-    "target that was not reached",
+    "target that did not succeed",
     "scaled in",
     "launched after the deployment",
 ];
