@@ -8,9 +8,10 @@ use crate::aws::RegionClients;
 use crate::clock::Timestamp;
 use crate::decision::Target;
 use crate::deployments::{
-    Deployment, ENDED, Group, by_auto_scaling, get_deployments, list_deployments, list_targets,
+    Deployment, ENDED, by_auto_scaling, get_deployments, list_deployments, list_targets,
     never_began, read_deployment,
 };
+use crate::groups::Group;
 use crate::ids::InstanceId;
 use crate::problem::CallError;
 

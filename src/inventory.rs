@@ -15,8 +15,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{
     Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Target, decide,
 };
-use crate::deployments::Group;
 use crate::ec2;
+use crate::groups::Group;
 use crate::ids::{GroupName, InstanceId};
 use crate::platform::{Platform, PlatformType};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
@@ -463,13 +463,10 @@ async fn describe_machines(
         return Ok(BTreeMap::new());
     }
     let mut states = ec2::states(client, ids).await?;
-    let machine = |id: &InstanceId| match states.remove(id) {
-        Some(state) => Machine::Is(state),
-        None => Machine::NotThere,
-    };
-    Ok(ids
-        .iter()
-        .map(|id| id.clone())
-        .zip(ids.iter().map(machine))
-        .collect())
+    let mut machines = BTreeMap::new();
+    for id in ids {
+        let machine = states.remove(id).map_or(Machine::NotThere, Machine::Is);
+        machines.insert(id.clone(), machine);
+    }
+    Ok(machines)
 }

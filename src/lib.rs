@@ -57,6 +57,7 @@ pub mod document;
 pub mod ec2;
 pub mod flights;
 pub mod freshness;
+pub mod groups;
 pub mod ids;
 pub mod inventory;
 pub mod kind;
@@ -81,8 +82,8 @@ use answer::Answer;
 use aws::{Clients, RegionClients};
 use clock::Clock;
 use decision::Decision;
-use deployments::{Found, Group};
 use freshness::Freshness;
+use groups::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
 use quiet::Running;
@@ -173,8 +174,7 @@ impl Restarter {
         // Boxed, here and below: the compiler limits how deep futures may nest.
         let (begun, now) = (clock.elapsed(), Instant::now());
         let by = (now + DEPLOYMENTS_LIMIT).min(clock.until());
-        let found: BoxFuture<'_, Found> =
-            Box::pin(deployments::find(&self.clients, &order, home, by));
+        let found: BoxFuture<'_, Found> = Box::pin(groups::find(&self.clients, &order, home, by));
         let (groups, unresolved, problems) = match found.await {
             Found::Groups {
                 groups,
@@ -190,7 +190,7 @@ impl Restarter {
         let took = clock.elapsed() - begun;
         let left = RESOLVE_LIMIT.saturating_sub(took);
         let dry_run = order.dry_run || self.settings.dry_run;
-        let chains = deployments::chains(groups)
+        let chains = groups::chains(groups)
             .into_iter()
             .map(|chain| self.restart_chain(chain, clock, left, dry_run));
         let mut groups = join_all(chains).await.concat();

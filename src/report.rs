@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::decision::{Decision, Target};
-use crate::deployments::{Group, Unresolved};
+use crate::groups::{Group, Unresolved};
 use crate::ids::{GroupName, Name};
 use crate::inventory::Fleet;
 use crate::kind::{Kind, Severity};

@@ -326,7 +326,6 @@ impl Draft {
             created_at: completed - between(&mut self.rng, 20.0, 300.0),
             completed_at: Some(completed),
             targets: if no_targets { Vec::new() } else { targets },
-            ..Deployment::default()
         };
         self.groups.push(Group {
             status,
