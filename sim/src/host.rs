@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
 
-use crate::state::{Agent, AgentFault, Answer, DocumentKind, Host, Invocation, State};
+use crate::state::{
+    Agent, AgentFault, Answer, DocumentKind, Host, Invocation, SsmAgentFault, State,
+};
 
 /// Seconds between two tries to reach a host: to deliver, and in mid-run when it went away.
 const RETRY: f64 = 1.0;
@@ -29,6 +31,16 @@ const DRAINING_BEYOND: f64 = 60.0;
 /// Execution time-outs outside this range silently become an hour (SSM agent).
 const EXECUTION_TIMEOUT: (f64, f64) = (5.0, 172_800.0);
 const EXECUTION_TIMEOUT_OTHERWISE: f64 = 3600.0;
+/// Seconds that a script runs before somebody cancels it, it is killed, or the machine is booted anew; those that the
+/// boot takes, and those until the SSM Agent tells of it.
+const CUT_SHORT_AFTER: f64 = 8.0;
+const BOOT: f64 = 20.0;
+const TOLD_AFTER_BOOT: f64 = 60.0;
+/// The exit code of a program that was killed, as a shell that forks tells it.
+const KILLED: i64 = 137;
+/// What others write to a script's standard error.
+const NOISE: &str =
+    "ERROR: ld.so: object 'libagent.so' from /etc/ld.so.preload cannot be preloaded: ignored.\n";
 /// Bytes of output that SSM keeps of a step (SSM agent).
 const OUTPUT_LIMIT: usize = 2500;
 /// Characters that the script takes of the version file, so that its line stays within 1,000 bytes.
@@ -36,7 +48,7 @@ const VERSION_LIMIT: usize = 64;
 /// What stands between standard output and standard error, and behind each that was cut (SSM agent).
 const ERROR_SEPARATOR: &str = "\n----------ERROR-------\n";
 const OUTPUT_CUT: &str = "\n---Output truncated---";
-const ERROR_CUT: &str = "\n---Error truncated---";
+const ERROR_CUT: &str = "\n---Error truncated----";
 
 /// What the function asks of the script, read from the document's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -81,6 +93,8 @@ struct Run {
     wake: i64,
     /// When the script began.
     began: f64,
+    /// What goes wrong with it, and has not yet.
+    fault: Option<SsmAgentFault>,
     /// Memory before the restart, in KiB.
     memory_before: u64,
 }
@@ -88,6 +102,12 @@ struct Run {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Undelivered,
+    /// In the SSM Agent's buffer.
+    Buffered,
+    /// The machine boots, and the script is no more.
+    Booting,
+    /// It is up again, and its SSM Agent has not told yet.
+    Booted,
     /// Something that only the execution time-out ends.
     Hanging,
     /// The foreign document does whatever it does.
@@ -216,6 +236,7 @@ impl Runs {
             phase: Phase::Undelivered,
             wake: 0,
             began: 0.0,
+            fault: None,
             memory_before: 0,
         };
         self.put(id, run, at);
@@ -247,7 +268,7 @@ impl Runs {
         let key = (run.start.region.clone(), run.start.command.clone());
         match self.decide(id, &mut run, now, state) {
             Next::Wake(at) => {
-                let limit = self.limit(&run);
+                let limit = self.limit(&run).min(self.cut_short_at(&run));
                 self.put(id, run, at.min(limit).max(now));
             }
             Next::End => self.release(id, &run, now),
@@ -262,8 +283,28 @@ impl Runs {
                 let total = run.start.delivery_timeout + execution_timeout(&run.start.order);
                 run.start.sent + self.hastened(total)
             }
-            Phase::Draining { .. } => f64::INFINITY,
+            Phase::Draining { .. } | Phase::Buffered | Phase::Booting | Phase::Booted => {
+                f64::INFINITY
+            }
             _ => run.began + self.hastened(execution_timeout(&run.start.order)),
+        }
+    }
+
+    /// When the script is cut short by what goes wrong with it.
+    fn cut_short_at(&self, run: &Run) -> f64 {
+        let scripted = !matches!(
+            run.phase,
+            Phase::Undelivered
+                | Phase::Buffered
+                | Phase::Booting
+                | Phase::Booted
+                | Phase::Draining { .. }
+        );
+        match run.fault {
+            Some(
+                SsmAgentFault::KilledBefore | SsmAgentFault::Cancelled | SsmAgentFault::Booted,
+            ) if scripted => run.began + self.hastened(CUT_SHORT_AFTER),
+            _ => f64::INFINITY,
         }
     }
 
@@ -301,21 +342,24 @@ impl Runs {
         if micros(now) >= micros(self.limit(run)) {
             return self.killed(id, run, now, state);
         }
+        if micros(now) >= micros(self.cut_short_at(run)) {
+            return self.cut_short(id, run, now, state);
+        }
         if !host(state, run).is_some_and(|host| picks_up(host)) {
             // The machine went away in mid-run: nobody reports until it is back, or SSM's time-out.
             return Next::Wake(now + self.hastened(RETRY));
         }
         match run.phase {
             Phase::Elsewhere => {
-                end(
-                    state,
-                    run,
-                    now,
-                    "Success",
-                    "Success",
-                    0,
-                    "foreign document: nothing to say\n".to_owned(),
-                );
+                let text = "foreign document: nothing to say\n".to_owned();
+                self.end(state, run, now, ("Success", "Success"), 0, text);
+                Next::End
+            }
+            Phase::Buffered => self.begin_script(id, run, now, state),
+            Phase::Booting => self.boot(id, run, now, state),
+            Phase::Booted => {
+                let text = worker_lost("ipc messaging received timeout signal");
+                end_unheard(state, run, now, 1, text);
                 Next::End
             }
             Phase::WaitingForLock => self.lock(id, run, now, state),
@@ -334,35 +378,53 @@ impl Runs {
 
     fn deliver(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
         if micros(now) >= micros(self.limit(run)) {
-            end(
-                state,
-                run,
-                now,
-                "TimedOut",
-                "DeliveryTimedOut",
-                -1,
-                String::new(),
-            );
+            let timed_out = ("TimedOut", "DeliveryTimedOut");
+            self.end(state, run, now, timed_out, -1, String::new());
             return Next::End;
         }
-        // What has not begun within the delivery time-out will not (API_SendCommand), and yet stays open
-        // until the execution time-out is over as well.
+        // What has not begun within the delivery time-out will not (API_SendCommand), unless the SSM Agent has the message
+        // already; and yet it stays open until the execution time-out is over as well.
         let expires = run.start.sent + self.hastened(run.start.delivery_timeout);
         let expired = micros(now) >= micros(expires);
-        let Some(host) =
-            host(state, run).filter(|host| !expired && picks_up(host) && host.answer.is_none())
-        else {
+        let takes = |host: &&mut Host| {
+            picks_up(host) && host.answer.is_none() && (!expired || host.ssm_agent.runs_old)
+        };
+        let Some(host) = host(state, run).filter(takes) else {
             if let Some(invocation) = invocation(state, run) {
                 invocation.status = "Delayed".to_owned();
                 invocation.status_details = "Delayed".to_owned();
             }
             return Next::Wake(now + self.hastened(RETRY));
         };
-        let (platform, agent) = (host.platform.clone(), host.agent.clone());
-        run.began = now;
+        let buffered = host.ssm_agent.buffered;
         if let Some(invocation) = invocation(state, run) {
             invocation.status = "InProgress".to_owned();
             invocation.status_details = "InProgress".to_owned();
+        }
+        if buffered > 0.0 {
+            run.phase = Phase::Buffered;
+            return Next::Wake(now + self.hastened(buffered));
+        }
+        self.begin_script(id, run, now, state)
+    }
+
+    fn begin_script(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let Some(host) = host(state, run) else {
+            return Next::End;
+        };
+        let (platform, agent) = (host.platform.clone(), host.agent.clone());
+        run.began = now;
+        if run.start.document == DocumentKind::RestartAgent {
+            run.fault = host.ssm_agent.fault.take();
+        }
+        if let Some((code, text)) = run.fault.and_then(|fault| not_run(fault, &run.start)) {
+            end_unheard(state, run, now, code, text);
+            return Next::End;
+        }
+        if run.fault == Some(SsmAgentFault::WorkerLost) {
+            end_unheard(state, run, now, 1, worker_lost("document worker timed out"));
+        }
+        if let Some(invocation) = invocation(state, run) {
             invocation.began_at = Some(now);
         }
         if run.start.document == DocumentKind::Foreign {
@@ -371,7 +433,7 @@ impl Runs {
         }
         if !run.start.document.runs_on(&platform) {
             // The only step is skipped, which SSM calls a success.
-            end(state, run, now, "Success", "Success", 0, String::new());
+            self.end(state, run, now, ("Success", "Success"), 0, String::new());
             return Next::End;
         }
         match agent.fault {
@@ -391,17 +453,42 @@ impl Runs {
         }
     }
 
+    /// Something ends the script that is neither its own end nor Systems Manager's patience.
+    fn cut_short(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let status = match run.fault.take() {
+            Some(SsmAgentFault::Booted) => {
+                run.phase = Phase::Booting;
+                return Next::Wake(now + self.hastened(BOOT));
+            }
+            Some(SsmAgentFault::Cancelled) => "Cancelled",
+            _ => "TimedOut",
+        };
+        self.end(state, run, now, (status, status), KILLED, String::new());
+        self.without_script(id, run, now)
+    }
+
+    /// The machine is up again, with an agent that its boot has started.
+    fn boot(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
+        self.release(id, run, now);
+        if let Some(host) = host(state, run) {
+            host.boots.push(now);
+            if host.agent.running {
+                host.agent.started_at = now;
+                host.agent.memory_kib = host.agent.fresh_memory_kib;
+            }
+        }
+        run.phase = Phase::Booted;
+        Next::Wake(now + self.hastened(TOLD_AFTER_BOOT))
+    }
+
     /// SSM kills the script at the execution time-out; a restart that was ordered goes on without it.
     fn killed(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
-        end(
-            state,
-            run,
-            now,
-            "TimedOut",
-            "ExecutionTimedOut",
-            -1,
-            String::new(),
-        );
+        let timed_out = ("TimedOut", "ExecutionTimedOut");
+        self.end(state, run, now, timed_out, KILLED, String::new());
+        self.without_script(id, run, now)
+    }
+
+    fn without_script(&mut self, id: u64, run: &mut Run, now: f64) -> Next {
         match run.phase {
             Phase::Restarting { done, merged, .. } => {
                 self.leave_draining(id, run, now, (done, merged))
@@ -619,6 +706,35 @@ impl Runs {
         self.watch(run, result, now, state)
     }
 
+    /// Ends the invocation as Systems Manager sees it: the status now, the output when it arrives.
+    fn end(
+        &self,
+        state: &mut State,
+        run: &Run,
+        now: f64,
+        (status, details): (&str, &str),
+        code: i64,
+        output: String,
+    ) {
+        if run.fault == Some(SsmAgentFault::WorkerLost) {
+            // Nobody hears it any more.
+            return;
+        }
+        let agent = host(state, run).map(|host| host.ssm_agent.clone());
+        let agent = agent.unwrap_or_default();
+        let Some(invocation) = invocation(state, run) else {
+            return;
+        };
+        invocation.status = status.to_owned();
+        invocation.status_details = details.to_owned();
+        invocation.ended_at = Some(now);
+        invocation.response_code = code;
+        invocation.output_at = Some(now + self.hastened(agent.output_after));
+        if agent.output_lost.is_none() {
+            invocation.output = output;
+        }
+    }
+
     /// Prints the script's line and ends the invocation; the run ends with it.
     fn finish(&self, run: &Run, now: f64, state: &mut State, verdict: Verdict) -> Next {
         let Some(host) = host(state, run) else {
@@ -656,13 +772,19 @@ impl Runs {
         };
         let mut stdout = serde_json::to_string(&line).unwrap_or_default();
         stdout.push_str(end_of_line);
-        let output = step_output(&stdout, verdict.code);
-        let status = if verdict.code == 0 {
-            "Success"
-        } else {
-            "Failed"
+        let (status, code, error) = match run.fault {
+            Some(SsmAgentFault::GroupEnded) => {
+                let error = "failed to run commands: signal: terminated".to_owned();
+                ("Failed", -1, error)
+            }
+            Some(SsmAgentFault::KilledAfter) => ("TimedOut", KILLED, String::new()),
+            _ if verdict.code == 0 => ("Success", 0, String::new()),
+            _ => ("Failed", verdict.code, exit_status(verdict.code)),
         };
-        end(state, run, now, status, status, verdict.code, output);
+        let noise = NOISE.chars().cycle().take(host.ssm_agent.noise);
+        let error: String = error.chars().chain(noise).collect();
+        let output = joined(stdout.as_bytes(), error.as_bytes());
+        self.end(state, run, now, (status, status), code, output);
         Next::End
     }
 }
@@ -699,13 +821,55 @@ fn under_way(state: &State, key: &(String, String), waves: &VecDeque<Vec<Start>>
         .any(|invocation| invocation.ended_at.is_none() && !answered(&invocation.instance_id))
 }
 
-/// What SSM shows of a step. An exit code other than 0 is told in the error part.
-fn step_output(stdout: &str, code: i64) -> String {
-    if code == 0 {
-        return joined(stdout.as_bytes(), b"");
+/// An exit code other than 0 is told in the error part of a step's output.
+fn exit_status(code: i64) -> String {
+    format!("failed to run commands: exit status {code}")
+}
+
+/// What the SSM Agent says of a script that it could not run, with the response code.
+fn not_run(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
+    let shell = |number: u32, what: &str, code: i64| {
+        let Start {
+            instance, command, ..
+        } = start;
+        let error = format!(
+            "sh: {number}: {what}/var/lib/amazon/ssm/{instance}/document/orchestration/{command}/linux/_script.sh: {}\n{}",
+            if code == 126 {
+                "Permission denied"
+            } else {
+                "not found"
+            },
+            exit_status(code)
+        );
+        (code, joined(b"", error.as_bytes()))
+    };
+    match fault {
+        SsmAgentFault::NoExec => Some(shell(0, "cannot open ", 126)),
+        SsmAgentFault::ScriptGone => Some(shell(1, "", 127)),
+        SsmAgentFault::NoSpace => {
+            let error =
+                "failed to run commands: failed to write output file: no space left on device";
+            Some((1, error.to_owned()))
+        }
+        SsmAgentFault::NoPlugin => {
+            let error = "Plugin with name aws:runShellScript not found. Step name: linux";
+            Some((1, error.to_owned()))
+        }
+        SsmAgentFault::WorkerLost
+        | SsmAgentFault::GroupEnded
+        | SsmAgentFault::KilledBefore
+        | SsmAgentFault::KilledAfter
+        | SsmAgentFault::Cancelled
+        | SsmAgentFault::Booted => None,
     }
-    let error = format!("failed to run commands: exit status {code}");
-    joined(stdout.as_bytes(), error.as_bytes())
+}
+
+/// What the SSM Agent says when it has lost its worker.
+fn worker_lost(why: &str) -> String {
+    format!(
+        "document process failed unexpectedly: {why} , check [ssm-document-worker]/[ssm-session-worker] log for \
+         crash reason"
+    )
 }
 
 /// A step's output as SSM shows it, of a text that may hold both parts already.
@@ -855,23 +1019,18 @@ fn invocation<'a>(state: &'a mut State, run: &Run) -> Option<&'a mut Invocation>
         .find(|invocation| invocation.instance_id == run.start.instance)
 }
 
-fn end(
-    state: &mut State,
-    run: &Run,
-    now: f64,
-    status: &str,
-    details: &str,
-    code: i64,
-    output: String,
-) {
+/// The SSM Agent tells of an end in its own words, without the script's.
+fn end_unheard(state: &mut State, run: &Run, now: f64, code: i64, text: String) {
     let Some(invocation) = invocation(state, run) else {
         return;
     };
-    invocation.status = status.to_owned();
-    invocation.status_details = details.to_owned();
+    invocation.status = "Failed".to_owned();
+    invocation.status_details = "Failed".to_owned();
     invocation.ended_at = Some(now);
     invocation.response_code = code;
-    invocation.output = output;
+    invocation.output = text;
+    invocation.output_at = Some(now);
+    invocation.unheard = true;
 }
 
 fn ascii(text: &str) -> String {

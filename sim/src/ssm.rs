@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::host::{Order, Start, truncated};
 use crate::service::{Answered, Context, Input, object, page};
-use crate::state::{Answer, Command, DocumentKind, Host, Invocation};
+use crate::state::{Answer, Command, DocumentKind, Host, Invocation, Lost};
 use crate::wire::{Failure, iso_8601, uuid};
 
 /// Nodes in one page (API_DescribeInstanceInformation).
@@ -691,12 +691,9 @@ fn check_command_id(context: &mut Context<'_>, input: &Input<'_>, id: &str) -> R
         let constraint = format!("Member must have length {COMMAND_ID_LENGTH}");
         return Err(input.refused("CommandId", id, &constraint));
     }
-    if context
-        .here()
-        .commands
-        .iter()
-        .any(|command| command.id == id)
-    {
+    let (at, lag) = (context.at, context.state.command_lag);
+    let mut commands = context.here().commands.iter();
+    if commands.any(|command| command.id == id && command.sent_at + lag <= at) {
         return Ok(());
     }
     Err(Failure::new(
@@ -711,6 +708,8 @@ struct Seen<'a> {
     host: Option<&'a Host>,
     /// Output was given verbatim, or a step has run.
     steps: bool,
+    /// The invocation has ended, and its step's own end is not known yet.
+    awaited: bool,
 }
 
 impl Seen<'_> {
@@ -727,15 +726,24 @@ fn seen<'a>(context: &'a Context<'_>, invocation: &'a Invocation) -> Seen<'a> {
     let host = hosts(context)
         .iter()
         .find(|host| host.id == invocation.instance_id);
-    let mut steps = invocation.status_details != "DeliveryTimedOut";
+    let agent = host.map(|host| &host.ssm_agent);
+    let steps_lost = agent.is_some_and(|agent| agent.output_lost == Some(Lost::Steps));
+    let mut steps = invocation.status_details != "DeliveryTimedOut"
+        && !(steps_lost && invocation.ended_at.is_some() && !invocation.unheard);
+    let mut awaited = invocation.output_at.is_some_and(|due| due > context.at);
+    if awaited {
+        invocation.to_mut().output.clear();
+    }
     if let Some(answer) = host.and_then(|host| host.answer.as_ref()) {
         steps = answer.output.is_some();
+        awaited = false;
         overrule(invocation.to_mut(), answer, context.at);
     }
     Seen {
         invocation,
         host,
         steps,
+        awaited,
     }
 }
 
@@ -832,6 +840,17 @@ fn the_step<'a>(context: &'a Context<'_>, command: &Command, seen: &'a Seen<'_>)
 
 fn ran<'a>(context: &'a Context<'_>, step: &'static str, seen: &'a Seen<'_>) -> ToldPlugin<'a> {
     let invocation = &seen.invocation;
+    if seen.awaited {
+        let times = (seen.by_its_clock(invocation.began_at), None);
+        return plugin(
+            context,
+            step,
+            ("InProgress", "InProgress"),
+            -1,
+            times,
+            "".into(),
+        );
+    }
     // A step has fewer statuses than an invocation.
     let status = match invocation.status.as_str() {
         "Delayed" => "Pending",

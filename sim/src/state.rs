@@ -48,6 +48,8 @@ pub struct State {
     /// Whether Run Command hands a command out in waves of 1, 2, 4, … instances, each when all of the wave
     /// before have ended, as it is documented for targets. Explicit ids are believed to go out at once.
     pub ramp: bool,
+    /// Seconds after its sending for which `ListCommandInvocations` does not know a command: `InvalidCommandId`.
+    pub command_lag: f64,
     /// How many items one page holds when the caller does not say.
     pub page_sizes: PageSizes,
     /// Items by which a page falls short of the size that the caller asks for, which is a maximum.
@@ -65,6 +67,7 @@ impl Default for State {
             latency: 0.05,
             invocation_lag: 2.0,
             ramp: false,
+            command_lag: 0.0,
             page_sizes: PageSizes::default(),
             page_shortfall: 0,
             faults: Vec::new(),
@@ -80,6 +83,7 @@ impl State {
         let lags = [
             ("latency", self.latency),
             ("invocationLag", self.invocation_lag),
+            ("commandLag", self.command_lag),
         ];
         problems.extend(
             lags.into_iter()
@@ -146,6 +150,8 @@ impl Host {
         let durations = [
             ("deliverySeconds", self.delivery_seconds),
             ("restartSeconds", self.agent.restart_seconds),
+            ("outputAfter", self.ssm_agent.output_after),
+            ("buffered", self.ssm_agent.buffered),
         ];
         let mut problems: Vec<String> = durations
             .into_iter()
@@ -467,10 +473,14 @@ pub struct Host {
     /// and ended, so that these are shown with it. The script measures ages by the time since boot and does not
     /// read it, and Systems Manager keeps its own times: nothing that is decided may depend on it.
     pub clock_skew: f64,
+    /// Its SSM Agent.
+    pub ssm_agent: SsmAgent,
     /// Its CodeDeploy agent.
     pub agent: Agent,
     /// What SSM reports for it verbatim, in place of what the host does.
     pub answer: Option<Answer>,
+    /// When the machine was booted anew in mid-script: the world writes it.
+    pub boots: Vec<f64>,
 }
 
 impl Default for Host {
@@ -490,10 +500,68 @@ impl Default for Host {
             offline: false,
             delivery_seconds: 1.0,
             clock_skew: 0.0,
+            ssm_agent: SsmAgent::default(),
             agent: Agent::default(),
             answer: None,
+            boots: Vec::new(),
         }
     }
+}
+
+/// A host's SSM Agent: how it runs and reports a command.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SsmAgent {
+    /// Seconds by which the output follows the final status: they are separate replies, and the first may get through
+    /// long before the second.
+    pub output_after: f64,
+    /// The output never follows, and whether the step is listed all the same.
+    pub output_lost: Option<Lost>,
+    /// Seconds for which the command lies in the agent's buffer, reported `InProgress`, before its script begins.
+    pub buffered: f64,
+    /// It runs a message that is older than its delivery time-out: it does not look at the age.
+    pub runs_old: bool,
+    /// Bytes that others write to the script's standard error (a library that is preloaded, for instance).
+    pub noise: usize,
+    /// What goes wrong with the next command.
+    pub fault: Option<SsmAgentFault>,
+}
+
+/// What is left of a step whose output is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lost {
+    /// The step is listed, and is empty.
+    Output,
+    /// No step is listed.
+    Steps,
+}
+
+/// What goes wrong when an SSM Agent runs a script. The texts are the agent's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SsmAgentFault {
+    /// The shell cannot open the script's file (`noexec`): exit status 126.
+    NoExec,
+    /// The script's file is gone before the shell opens it: exit status 127.
+    ScriptGone,
+    /// The disk is full: the script is not run.
+    NoSpace,
+    /// The agent has no such plugin: the script is not run.
+    NoPlugin,
+    /// The agent gives its worker up, and the script runs on unheard.
+    WorkerLost,
+    /// Whoever sent the script's process group a signal ended it after the line: response code -1.
+    GroupEnded,
+    /// The kernel kills the script for want of memory before it has printed anything. A shell that forks makes exit
+    /// code 137 of it, which the agent calls a time-out; a restart that was ordered goes on.
+    KilledBefore,
+    /// The same, after the line.
+    KilledAfter,
+    /// Somebody cancels the command in mid-script; a restart that was ordered goes on.
+    Cancelled,
+    /// The machine is booted anew in mid-script.
+    Booted,
 }
 
 /// A host's CodeDeploy agent.
@@ -692,6 +760,10 @@ pub struct Invocation {
     pub response_code: i64,
     /// The step's standard output and error, as SSM joins them.
     pub output: String,
+    /// When that output can be read; with the end by default, and never when it is lost.
+    pub output_at: Option<f64>,
+    /// The output is the SSM Agent's own text: it could not run the script, or lost sight of it.
+    pub unheard: bool,
 }
 
 impl Default for Invocation {
@@ -705,6 +777,8 @@ impl Default for Invocation {
             ended_at: None,
             response_code: -1,
             output: String::new(),
+            output_at: None,
+            unheard: false,
         }
     }
 }
@@ -795,6 +869,8 @@ pub enum FaultKind {
     Slow,
     /// The token of a next page is refused; calls for a first page pass, and are not counted.
     ExpiredToken,
+    /// The call takes effect, and its reply is not what the client can read.
+    Unreadable,
 }
 
 impl Default for Fault {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::wire::{Request, Service};
 use crate::{
     AgentFault, Answer, DEPLOYMENT, DOCUMENT, Deployment, Document, DocumentKind, Fault, Host,
-    State, TOPIC, WINDOWS_DOCUMENT, World, instance_id,
+    Lost, SsmAgentFault, State, TOPIC, WINDOWS_DOCUMENT, World, instance_id,
 };
 
 const REGION: &str = "us-east-1";
@@ -1129,6 +1129,118 @@ async fn what_is_not_delivered_in_time_never_runs_and_stays_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ssm_agent_that_has_the_message_runs_it_however_old_it_is() {
+    let world = one_host(|host| {
+        host.delivery_seconds = 300.0;
+        host.ssm_agent.runs_old = true;
+    });
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(200.0).await;
+    assert_eq!(invocations(&world, &id)[0]["Status"], "Pending");
+    assert_eq!(line(&world, &id).await["result"], "restarted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_and_output_come_apart_and_the_output_may_be_lost() {
+    for (lost, after) in [
+        (None, 100.0),
+        (Some(Lost::Output), 0.0),
+        (Some(Lost::Steps), 0.0),
+    ] {
+        let world = one_host(|host| {
+            host.ssm_agent.output_after = after;
+            host.ssm_agent.output_lost = lost;
+        });
+        let id = send(&world, &[instance_id(1)], json!({}));
+        pass(100.0).await;
+        let told = invocations(&world, &id).remove(0);
+        assert_eq!(told["Status"], "Success");
+        let steps = told["CommandPlugins"].as_array().unwrap();
+        assert_eq!(steps.is_empty(), lost == Some(Lost::Steps));
+        assert!(
+            steps.iter().take(1).all(|step| step["Output"] == ""),
+            "{steps:?}"
+        );
+        pass(100.0).await;
+        let told = invocations(&world, &id).remove(0);
+        let output = told["CommandPlugins"][0]["Output"]
+            .as_str()
+            .unwrap_or_default();
+        assert_eq!(output.contains("restarted"), lost.is_none(), "{output}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ssm_agent_that_cannot_run_a_script_says_so_in_its_own_words() {
+    for (fault, status, code, said, restarts) in [
+        (SsmAgentFault::NoExec, "Failed", 126, "Permission denied", 0),
+        (SsmAgentFault::ScriptGone, "Failed", 127, "not found", 0),
+        (SsmAgentFault::NoSpace, "Failed", 1, "no space left", 0),
+        (SsmAgentFault::NoPlugin, "Failed", 1, "Plugin with name", 0),
+        (
+            SsmAgentFault::WorkerLost,
+            "Failed",
+            1,
+            "worker timed out",
+            1,
+        ),
+        (SsmAgentFault::Booted, "Failed", 1, "failed unexpectedly", 0),
+        (SsmAgentFault::GroupEnded, "Failed", -1, "\"restarted\"", 1),
+        (SsmAgentFault::KilledBefore, "TimedOut", 137, "", 1),
+        (
+            SsmAgentFault::KilledAfter,
+            "TimedOut",
+            137,
+            "\"restarted\"",
+            1,
+        ),
+        (SsmAgentFault::Cancelled, "Cancelled", 137, "", 1),
+    ] {
+        let world = one_host(|host| host.ssm_agent.fault = Some(fault));
+        let id = send(&world, &[instance_id(1)], json!({}));
+        pass(200.0).await;
+        let told = invocations(&world, &id).remove(0);
+        let step = &told["CommandPlugins"][0];
+        assert_eq!(
+            (&told["Status"], &step["ResponseCode"]),
+            (&json!(status), &json!(code))
+        );
+        assert!(
+            step["Output"].as_str().unwrap().contains(said),
+            "{fault:?}: {step}"
+        );
+        assert_eq!(agent(&world).restarts.len(), restarts, "{fault:?}");
+        let booted = world.with(|state| state.host(&instance_id(1)).boots.len());
+        assert_eq!(booted, usize::from(fault == SsmAgentFault::Booted));
+        // The next one meets nothing of it.
+        let untouched = restarts + booted == 0;
+        let next = if untouched {
+            "restarted"
+        } else {
+            "already-restarted"
+        };
+        assert_eq!(result_of(&world, json!({})).await.0, next, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_buffered_command_is_shown_as_running_and_a_new_one_is_not_known_at_once() {
+    let world = one_host(|host| host.ssm_agent.buffered = 60.0);
+    world.with(|state| state.command_lag = 10.0);
+    let id = send(&world, &[instance_id(1)], json!({}));
+    pass(9.0).await;
+    let asked = json!({ "CommandId": id });
+    let refused = ssm(&world, "ListCommandInvocations", asked).unwrap_err();
+    assert_eq!(refused, "InvalidCommandId");
+    pass(2.0).await;
+    let told = invocations(&world, &id).remove(0);
+    assert_eq!(told["Status"], "InProgress");
+    let begun = world.with(|state| state.region("us-east-1").commands[0].invocations[0].began_at);
+    assert_eq!(begun, None);
+    assert_eq!(line(&world, &id).await["result"], "restarted");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_comes_back_in_mid_run_reports() {
     let world = world(1);
     let id = send(&world, &[instance_id(1)], json!({}));
@@ -1252,7 +1364,7 @@ async fn both_parts_of_a_long_output_are_cut_to_half() {
     let told = invocations(&world, &id).remove(0);
     let half = |letter: &str| letter.repeat(1215);
     let cut = format!(
-        "{}\n---Output truncated---\n----------ERROR-------\n{}\n---Error truncated---",
+        "{}\n---Output truncated---\n----------ERROR-------\n{}\n---Error truncated----",
         half("o"),
         half("e")
     );

@@ -27,6 +27,9 @@ use crate::wire::{self, Failure, Reply, Request};
 /// Numbers the transcripts of one process, so that each world writes a file of its own.
 static TRANSCRIPTS: AtomicU64 = AtomicU64::new(0);
 
+/// The body of a reply that cannot be read: a proxy's page, say.
+const UNREADABLE: &str = "<html>Bad gateway</html>";
+
 /// A handle on a simulated AWS; clones share it.
 #[derive(Clone)]
 pub struct World {
@@ -52,7 +55,7 @@ pub struct Call {
     /// The HTTP status of the answer.
     pub status: u16,
     /// The error code of the answer; `ReplyLost` when the connection broke before it arrived,
-    /// `ConnectionRefused`, `ConnectionReset` or `NoReply` when there was none.
+    /// `ConnectionRefused`, `ConnectionReset` or `NoReply` when there was none, `Unreadable` when nobody can read it.
     pub error: Option<String>,
     /// The fault that it met, if any.
     #[serde(skip)]
@@ -288,14 +291,18 @@ impl World {
             (_, Ok(asked)) => Some(inner.answer(&self.clock, at, &address, asked)),
             (_, Err(failure)) => Some(Err(failure.clone())),
         };
+        let unreadable = fault.as_ref().map(Fault::kind) == Some(FaultKind::Unreadable);
         let reply = reply.map(|outcome| {
             let error = outcome.as_ref().err().map(|failure| failure.code.clone());
             let mut reply = wire::reply(address.service, &operation, outcome, &request_id);
+            if unreadable {
+                reply.body = UNREADABLE.to_owned();
+            }
             reply.delay = fault.as_ref().map_or(0.0, |fault| fault.seconds);
             (reply, error)
         });
         let service = address.service.name().to_owned();
-        if let Some((reply, _)) = &reply {
+        if let Some((reply, _)) = reply.as_ref().filter(|_| !unreadable) {
             inner.record(&service, &address.region, &operation, request, reply);
         }
         inner.calls.push(Call {
@@ -309,6 +316,7 @@ impl World {
             status: reply.as_ref().map_or(0, |(reply, _)| reply.status),
             error: match unanswered {
                 Some((_, name)) => Some(name.to_owned()),
+                None if unreadable => Some("Unreadable".to_owned()),
                 None => reply.as_ref().and_then(|(_, error)| error.clone()),
             },
             fault,

@@ -47,6 +47,7 @@ pub fn kind_of(fault: &Fault) -> &'static str {
         (FaultKind::NoReplyAfter, _) => "no reply after the effect",
         (FaultKind::Slow, _) => "slow reply",
         (FaultKind::ExpiredToken, _) => "expired page token",
+        (FaultKind::Unreadable, _) => "unreadable reply",
         (FaultKind::Error, None) => "throttled",
         (FaultKind::Error, Some("InternalFailure" | "InternalServerError" | "InternalError")) => {
             "internal error"
