@@ -28,6 +28,10 @@ pub fn on_outcome(cause: Cause) -> &'static str {
             "check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, \
              then repeat by hand; or terminate the instance"
         }
+        Cause::CannotRun => {
+            "let the SSM Agent there run scripts: free disk space, no noexec on /var; \
+             /var/log/amazon/ssm/amazon-ssm-agent.log says what it lacks; then repeat by hand"
+        }
         Cause::Denied => {
             "allow this function's role ssm:SendCommand on the instance (by its tag or the policy), then \
              repeat by hand"

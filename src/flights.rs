@@ -12,6 +12,10 @@ use crate::outcome::{Cause, Outcome, Progress};
 /// `DeliveryTimedOut` only after the execution timeout on top.
 const UNDELIVERED_AFTER: Duration = Duration::from_secs(150);
 
+/// An end without any output of the document is asked about again for so long. The SSM Agent sends both apart, and the
+/// output after minutes where the network is bad.
+const SILENT_FOR: Duration = Duration::from_secs(300);
+
 /// The instances in flight.
 #[derive(Debug, Default)]
 pub struct Flights {
@@ -27,6 +31,8 @@ struct Flight {
     late: bool,
     /// The last status, when it is one that this function does not know.
     unknown_status: Option<String>,
+    /// Ended without output: since when, and in which words of Systems Manager's.
+    silent: Option<(Instant, String)>,
 }
 
 /// A command, as its invocations show it.
@@ -41,8 +47,8 @@ struct Command {
     moved: Instant,
     /// The instances that have begun.
     begun: BTreeSet<InstanceId>,
-    /// How many of these have ended.
-    ended: usize,
+    /// Those of them that have ended.
+    ended: BTreeSet<InstanceId>,
     /// More have begun than waves would allow: one, two after its end, four after theirs.
     at_once: bool,
 }
@@ -68,7 +74,7 @@ impl Flights {
                 sent: now,
                 moved: now,
                 begun: BTreeSet::new(),
-                ended: 0,
+                ended: BTreeSet::new(),
                 at_once: false,
             });
         self.open.extend(ids.into_iter().map(|id| {
@@ -76,6 +82,7 @@ impl Flights {
                 command_id: command_id.to_owned(),
                 late: false,
                 unknown_status: None,
+                silent: None,
             };
             (id, flight)
         }));
@@ -111,25 +118,36 @@ impl Flights {
         let mut ended = Vec::new();
         for (id, progress) in invocations {
             // Ours is the instance together with its command: the list may hold more.
-            let flight = self.open.get(&id);
-            if flight.is_none_or(|flight| flight.command_id != command_id) {
+            let flight = self.open.get_mut(&id);
+            let Some(flight) = flight.filter(|flight| flight.command_id == command_id) else {
                 continue;
-            }
-            match progress {
+            };
+            let end = match progress {
                 Progress::Waiting => continue,
                 Progress::Running(unknown_status) => {
+                    flight.silent = None;
                     running.insert(id.clone(), unknown_status);
+                    None
                 }
-                Progress::Done(outcome) => {
-                    self.open.remove(&id);
-                    command.ended += 1;
-                    ended.push((id.clone(), outcome));
+                Progress::Silent(status) => {
+                    let (since, _) = flight.silent.get_or_insert((now, status));
+                    running.insert(id.clone(), None);
+                    (now - *since >= SILENT_FOR).then(|| flight.end_of_silence())
                 }
+                Progress::Done(outcome) => Some(outcome),
+            };
+            let has_ended = end.is_some() || flight.silent.is_some();
+            // To its command, one that ended without output has ended.
+            if !has_ended || command.ended.insert(id.clone()) {
+                command.moved = now;
+            }
+            if let Some(outcome) = end {
+                self.open.remove(&id);
+                ended.push((id.clone(), outcome));
             }
             command.begun.insert(id);
-            command.moved = now;
         }
-        command.at_once |= command.begun.len() > 2 * command.ended + 1;
+        command.at_once |= command.begun.len() > 2 * command.ended.len() + 1;
         for (id, flight) in &mut self.open {
             if flight.command_id == command_id {
                 let started = running.remove(id);
@@ -147,9 +165,12 @@ impl Flights {
             let outcome = match (flight.late, &flight.unknown_status) {
                 (true, _) => {
                     let seconds = UNDELIVERED_AFTER.as_secs();
-                    let detail = format!("not delivered {seconds} s after it was sent");
+                    let detail = format!(
+                        "not known to have run {seconds} s after it was sent (it still may)"
+                    );
                     Outcome::of(Cause::Undelivered, detail)
                 }
+                (false, _) if flight.silent.is_some() => return (id, flight.end_of_silence()),
                 (false, Some(status)) => Outcome::of(
                     Cause::NoResult,
                     format!("sent, no result yet; Systems Manager says {status}"),
@@ -158,6 +179,15 @@ impl Flights {
             };
             (id, outcome.of_command(&flight.command_id))
         })
+    }
+}
+
+impl Flight {
+    /// What is true of one that ended without output, when it is not asked about any more.
+    fn end_of_silence(&self) -> Outcome {
+        let status = self.silent.as_ref().map_or("", |(_, status)| status);
+        let detail = format!("sent; Systems Manager says {status}, and shows no output");
+        Outcome::of(Cause::NoResult, detail).of_command(&self.command_id)
     }
 }
 
@@ -210,6 +240,36 @@ mod tests {
     }
 
     #[test]
+    fn an_end_without_output_is_an_end_after_300_seconds_and_moves_its_command_once() {
+        let (mut flights, now) = sent(4);
+        let silent = || (id(1), Progress::Silent("\"Success\"".to_owned()));
+        for seconds in [0, 100, 200, 299] {
+            assert_eq!(
+                flights.seen("a", vec![silent()], now + seconds * SECOND),
+                []
+            );
+        }
+        assert_eq!(
+            flights.count(),
+            1,
+            "nobody else has begun within 150 s of the end"
+        );
+        let ended = flights.seen("a", vec![silent()], now + 300 * SECOND);
+        assert_eq!(ended[0].1.cause, Cause::NoResult);
+    }
+
+    #[test]
+    fn output_that_follows_is_the_end() {
+        let (mut flights, now) = sent(1);
+        let silent = (id(1), Progress::Silent("\"Success\"".to_owned()));
+        assert_eq!(flights.seen("a", vec![silent], now), []);
+        assert_eq!(
+            flights.seen("a", vec![done(1)], now + 200 * SECOND).len(),
+            1
+        );
+    }
+
+    #[test]
     fn the_list_may_hold_other_commands_and_other_instances() {
         let (mut flights, now) = sent(1);
         flights.sent([id(2)], "b", now);
@@ -228,7 +288,7 @@ mod tests {
         flights.seen("b", vec![(id(3), napping)], now + 151 * SECOND);
         let ends: Vec<_> = flights.close().map(|(_, outcome)| outcome.detail).collect();
         insta::assert_snapshot!(ends.join("\n"), @r#"
-        not delivered 150 s after it was sent
+        not known to have run 150 s after it was sent (it still may)
         sent, no result yet
         sent, no result yet; Systems Manager says "Napping"
         "#);

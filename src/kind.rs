@@ -21,7 +21,7 @@ worded! {
         Busy = "busy",
         /// Systems Manager cannot reach the instance.
         Unreachable = "unreachable",
-        /// The command did not arrive at the instance.
+        /// The command is not known to have run on the instance.
         Undelivered = "undelivered",
         /// The document did not end in time.
         TimedOut = "timed-out",

@@ -9,6 +9,12 @@ use crate::text::{host_says, quoted};
 
 /// Characters of raw text that are shown when an answer is not the document's.
 const MAX_RAW: usize = 300;
+/// Systems Manager's response code for a script that a signal ended: somebody ended its process group. A line that stands
+/// there was its last act all the same.
+const ENDED_BY_SIGNAL: i32 = -1;
+/// What stands before the standard error of a step
+/// (<https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/iohandler/iohandler.go>).
+const ERROR_PART: &str = "----------ERROR-------";
 
 /// Why an instance has its outcome. It decides the outcome's kind, how bad that is, whether it brakes the
 /// others, and what people are to do.
@@ -26,8 +32,10 @@ pub enum Cause {
     Unreachable,
     /// The function's role may send to others, and not to this instance.
     Denied,
-    /// The command did not arrive, or could not run there.
+    /// The command is not known to have arrived, or could not run there.
     Undelivered,
+    /// The SSM Agent there could not run the script, or lost sight of it.
+    CannotRun,
     /// The document did not end in time.
     TimedOut,
     /// Somebody cancelled the command.
@@ -57,7 +65,7 @@ impl Cause {
             Self::Skipped => Kind::Skipped,
             Self::DeploymentRuns => Kind::Busy,
             Self::Unreachable | Self::Denied => Kind::Unreachable,
-            Self::Undelivered => Kind::Undelivered,
+            Self::Undelivered | Self::CannotRun => Kind::Undelivered,
             Self::TimedOut => Kind::TimedOut,
             Self::Cancelled => Kind::Cancelled,
             Self::UnknownLifecycle
@@ -80,6 +88,7 @@ impl Cause {
             | Self::Unreachable
             | Self::Denied
             | Self::Undelivered
+            | Self::CannotRun
             | Self::TimedOut
             | Self::Cancelled
             | Self::UnknownLifecycle
@@ -102,6 +111,7 @@ impl Cause {
             | Self::Unreachable
             | Self::Denied
             | Self::Undelivered
+            | Self::CannotRun
             | Self::Cancelled
             | Self::UnknownLifecycle
             | Self::UnknownPlatform
@@ -164,13 +174,17 @@ pub enum Progress {
     Waiting,
     /// The document runs; or the status is one that this function does not know, which is given.
     Running(Option<String>),
+    /// Systems Manager has called it ended, in the given words, and shows no output of the document's step. The SSM Agent
+    /// sends the two apart, and the output may follow minutes later.
+    Silent(String),
     /// The end.
     Done(Outcome),
 }
 
 /// Reads an invocation. Whether it has ended is decided by `Status`; the reason is in `StatusDetails`, whose
 /// spelling varies (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_CommandInvocation.html>).
-/// A status we do not know is not an end.
+/// A status we do not know is not an end; and `Success` and `Failed` mean that Systems Manager is done: only the
+/// document's own line says with what, unless the details say that the document never ran.
 pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
     let details = invocation.status_details().unwrap_or_default();
     let outcome = match invocation.status() {
@@ -178,14 +192,20 @@ pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
             return Progress::Waiting;
         }
         Some(CommandInvocationStatus::Success | CommandInvocationStatus::Failed) => {
-            ended(details, invocation)
+            match (told_by(details), speaking(invocation).next()) {
+                (Some(end), _) => end.outcome(invocation),
+                (None, Some(first)) => of_document(first, invocation),
+                (None, None) => return Progress::Silent(said(invocation)),
+            }
         }
         Some(CommandInvocationStatus::TimedOut) => {
-            told_by(details).unwrap_or(NoEnd::TimedOut).outcome(details)
+            let end = told_by(details).unwrap_or(NoEnd::TimedOut);
+            end.outcome(invocation)
         }
-        Some(CommandInvocationStatus::Cancelled) => told_by(details)
-            .unwrap_or(NoEnd::Cancelled)
-            .outcome(details),
+        Some(CommandInvocationStatus::Cancelled) => {
+            let end = told_by(details).unwrap_or(NoEnd::Cancelled);
+            end.outcome(invocation)
+        }
         None | Some(CommandInvocationStatus::InProgress | CommandInvocationStatus::Cancelling) => {
             return Progress::Running(None);
         }
@@ -195,32 +215,40 @@ pub fn of_invocation(invocation: &CommandInvocation) -> Progress {
     Progress::Done(outcome.of_command(command_id))
 }
 
-/// `Success` and `Failed` mean that Systems Manager is done; only the document's own line says with what.
-/// Unless the details say that the document never ran.
-fn ended(details: &str, invocation: &CommandInvocation) -> Outcome {
-    match told_by(details) {
-        Some(end) => end.outcome(details),
-        None => of_document(details, invocation),
-    }
+/// Systems Manager's words for where an invocation stands.
+fn said(invocation: &CommandInvocation) -> String {
+    let status = invocation.status().map(CommandInvocationStatus::as_str);
+    let details = invocation.status_details().filter(|text| !text.is_empty());
+    quoted(details.or(status).unwrap_or_default())
 }
 
 /// An end without a result.
 #[derive(Clone, Copy)]
 enum NoEnd {
-    Undelivered,
+    /// Nobody heard of it in time. The SSM Agent does not look at the age of a message: it may still run it.
+    Unheard,
+    /// Systems Manager, or the SSM Agent, did not let it run.
+    Refused,
     TimedOut,
     Cancelled,
 }
 
 impl NoEnd {
-    fn outcome(self, details: &str) -> Outcome {
+    fn outcome(self, invocation: &CommandInvocation) -> Outcome {
         let (cause, what) = match self {
-            Self::Undelivered => (Cause::Undelivered, "the command did not run there"),
+            Self::Unheard => (
+                Cause::Undelivered,
+                "the command is not known to have run there (it still may)",
+            ),
+            Self::Refused => (Cause::Undelivered, "the command did not run there"),
             Self::TimedOut => (Cause::TimedOut, "the document did not end in time"),
             Self::Cancelled => (Cause::Cancelled, "the command was cancelled"),
         };
-        let details = quoted(details);
-        Outcome::of(cause, format!("{what}; Systems Manager says {details}"))
+        let mut detail = format!("{what}; Systems Manager says {}", said(invocation));
+        if let Some(plugin) = speaking(invocation).next() {
+            detail += &format!("; {}", host_says(output_of(plugin), MAX_RAW));
+        }
+        Outcome::of(cause, detail)
     }
 }
 
@@ -233,27 +261,27 @@ fn told_by(details: &str) -> Option<NoEnd> {
         .flat_map(char::to_lowercase)
         .collect();
     match squeezed.as_str() {
-        "deliverytimedout" | "undeliverable" | "terminated" | "accessdenied"
-        | "invalidplatform" => Some(NoEnd::Undelivered),
+        "deliverytimedout" => Some(NoEnd::Unheard),
+        "undeliverable" | "terminated" | "accessdenied" | "invalidplatform" => Some(NoEnd::Refused),
         "executiontimedout" => Some(NoEnd::TimedOut),
         "cancelled" | "canceled" => Some(NoEnd::Cancelled),
         _ => None,
     }
 }
 
-fn of_document(details: &str, invocation: &CommandInvocation) -> Outcome {
-    let plugins = invocation.command_plugins();
-    let found = plugins
-        .iter()
+/// The steps that printed something. One that was skipped has a text of Systems Manager's, which is no output.
+fn speaking(invocation: &CommandInvocation) -> impl Iterator<Item = &CommandPlugin> {
+    let plugins = invocation.command_plugins().iter();
+    plugins.filter(|plugin| {
+        let output = output_of(plugin).trim();
+        !output.is_empty() && !output.starts_with("Step execution skipped")
+    })
+}
+
+fn of_document(first: &CommandPlugin, invocation: &CommandInvocation) -> Outcome {
+    let found = speaking(invocation)
         .find_map(|plugin| document::line_in(output_of(plugin)).map(|line| (plugin, line)));
     let (misfit, raw) = match found {
-        None => (
-            format!(
-                "Systems Manager says {}, but the output is not the restart document's",
-                quoted(details)
-            ),
-            most_telling_output(plugins),
-        ),
         Some((plugin, line)) => match line.and_then(|line| agreed(line, plugin, invocation)) {
             Ok(line) => {
                 return Outcome {
@@ -263,12 +291,71 @@ fn of_document(details: &str, invocation: &CommandInvocation) -> Outcome {
             }
             Err(misfit) => (misfit, output_of(plugin)),
         },
+        None => {
+            let failed = invocation.status() == Some(&CommandInvocationStatus::Failed);
+            let own = || speaking(invocation).find_map(could_not_run);
+            if let Some(text) = failed.then(own).flatten() {
+                let what = "the SSM Agent could not run the script, or lost sight of it";
+                let detail = format!("{what}; {}", host_says(text, MAX_RAW));
+                return Outcome::of(Cause::CannotRun, detail);
+            }
+            let misfit = format!(
+                "Systems Manager says {}, but the output is not the restart document's",
+                said(invocation)
+            );
+            (misfit, output_of(first))
+        }
     };
-    let raw = match raw.trim() {
-        "" => "there is no output".to_owned(),
-        raw => host_says(raw, MAX_RAW),
+    Outcome::of(
+        Cause::NoProof,
+        format!("{misfit}; {}", host_says(raw, MAX_RAW)),
+    )
+}
+
+/// The SSM Agent's own text, if it is all that there is, and says that the agent could not run the script or lost sight
+/// of it. Known narrowly: whatever a script prints, a hook's words included, is not taken for it.
+fn could_not_run(plugin: &CommandPlugin) -> Option<&str> {
+    let output = output_of(plugin).trim();
+    let text = output.strip_prefix(ERROR_PART).unwrap_or(output).trim();
+    let one_line = || Some(text).filter(|text| !text.contains('\n'));
+    let begins_and_ends = |begin: &str, end: &str| {
+        let line = one_line()?;
+        (line.starts_with(begin) && line.ends_with(end)).then_some(line)
     };
-    Outcome::of(Cause::NoProof, format!("{misfit}; {raw}"))
+    shell_error(plugin.response_code(), output)
+        // The worker that runs the script died, or the machine was booted anew
+        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/outofproc/outofproc.go).
+        .or_else(|| begins_and_ends("document process failed unexpectedly: ", ""))
+        // An installation that lacks what runs scripts
+        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/runpluginutil/runpluginutil.go).
+        .or_else(|| {
+            let line = begins_and_ends("Plugin with name ", "")?;
+            line.contains(" not found. Step name: ").then_some(line)
+        })
+        // A full disk, before the script or while its output is kept
+        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/plugins/runscript/runscript.go).
+        .or_else(|| begins_and_ends("failed to run commands: ", ": no space left on device"))
+        .or_else(|| {
+            begins_and_ends(
+                "failed to create script file. ",
+                ": no space left on device",
+            )
+        })
+        .or_else(|| begins_and_ends("failed to create orchestrationDir directory, ", ""))
+}
+
+/// Exit codes of a shell that cannot run the file it is given, and then its own line about that file (`noexec` on `/var`,
+/// a file that was cleared away): nothing on standard output, and an error in the shell's name, not the script's
+/// (<https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_08_02>).
+fn shell_error(code: i32, output: &str) -> Option<&str> {
+    let error = output.strip_prefix(ERROR_PART)?.trim();
+    let about_the_file = |line: &str| {
+        line.starts_with("sh: ")
+            && line.contains("/document/orchestration/")
+            && line.contains("/_script.sh: ")
+    };
+    let found = matches!(code, 126 | 127) && error.lines().any(about_the_file);
+    found.then_some(error)
 }
 
 /// The line, if Systems Manager saw the same end.
@@ -278,6 +365,9 @@ fn agreed(
     invocation: &CommandInvocation,
 ) -> Result<Line, String> {
     let code = line.verdict.code();
+    if plugin.response_code() == ENDED_BY_SIGNAL {
+        return Ok(line);
+    }
     if plugin.response_code() != i32::from(code) {
         return Err(format!(
             "the document's line says code {code}, Systems Manager saw exit code {}",
@@ -294,15 +384,6 @@ fn output_of(plugin: &CommandPlugin) -> &str {
     plugin.output().unwrap_or_default()
 }
 
-/// The output of the step that ran, or that of a skipped one when none did.
-fn most_telling_output(plugins: &[CommandPlugin]) -> &str {
-    let outputs = || plugins.iter().map(output_of);
-    outputs()
-        .find(|output| !output.starts_with("Step execution skipped"))
-        .or_else(|| outputs().next())
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,6 +397,7 @@ mod tests {
             Cause::Unreachable,
             Cause::Denied,
             Cause::Undelivered,
+            Cause::CannotRun,
             Cause::TimedOut,
             Cause::Cancelled,
             Cause::UnknownLifecycle,

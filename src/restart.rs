@@ -201,25 +201,18 @@ impl Run<'_> {
             let answer = timeout_at(by, self.invocations(&command)).await;
             (command, answer)
         });
-        let (mut unanswered, mut failed) = (None, None);
         // What one command's answer says counts, though another's is missing.
         for (command, answer) in join_all(looks).await {
             match answer {
                 Ok(Ok(invocations)) => window.seen(&command, invocations, Instant::now()),
-                Ok(Err(error)) => failed = failed.or(Some(error)),
+                Ok(Err(error)) => window.not_seen(&command, error),
+                // A look that begins just before the end has no chance, and says nothing.
+                Err(_) if by.duration_since(now) < pace => {}
                 Err(_) => {
-                    let resource = format!("command {command}");
-                    unanswered =
-                        unanswered.or_else(|| Some(CallError::out_of_time(POLL, resource)));
+                    let error = CallError::out_of_time(POLL, format!("command {command}"));
+                    window.not_seen(&command, error);
                 }
             }
-        }
-        // A look that begins just before the end has no chance, and says nothing.
-        if by.duration_since(now) >= pace {
-            window.unanswered(unanswered);
-        }
-        if let Some(error) = failed {
-            window.not_seen(&error);
         }
     }
 

@@ -115,12 +115,10 @@ pub struct Window {
     denials: usize,
     /// Single instances that it denied: unreachable if it accepts others, else a problem.
     denied: Vec<(InstanceId, CallError)>,
-    /// A command whose last look got no answer in time.
-    unanswered: Option<CallError>,
+    /// Commands whose last look got no answer, with the reason.
+    unseen: BTreeMap<String, CallError>,
     /// A call said that nothing more may be sent.
     stopped: bool,
-    /// A call said that nothing more can be learnt.
-    blind: bool,
     results: Results,
 }
 
@@ -156,16 +154,15 @@ impl Window {
             read_at: plan.read_at,
             denials: 0,
             denied: Vec::new(),
-            unanswered: None,
+            unseen: BTreeMap::new(),
             stopped: false,
-            blind: false,
             results: Results::default(),
         }
     }
 
     /// What is to be done next. Asking changes nothing that was not due.
     pub fn next(&mut self, now: Instant) -> Next {
-        if self.blind || now >= self.limits.until {
+        if now >= self.limits.until {
             return Next::Done;
         }
         if self.chunks.is_empty() {
@@ -334,20 +331,22 @@ impl Window {
         invocations: Vec<(InstanceId, Progress)>,
         now: Instant,
     ) {
+        self.unseen.remove(command_id);
         for (id, outcome) in self.flights.seen(command_id, invocations, now) {
             self.settle(id, outcome);
         }
     }
 
-    /// Whether the last look at the commands left one without an answer in time.
-    pub fn unanswered(&mut self, error: Option<CallError>) {
-        self.unanswered = error;
-    }
-
-    /// Nobody can say what becomes of the commands.
-    pub fn not_seen(&mut self, error: &CallError) {
-        self.note(Step::Poll, error);
-        self.blind = true;
+    /// A look at a command got no answer. It is looked at again, whatever the reason: credentials are renewed, a role
+    /// is mended, and a command that was just sent is not known everywhere at once.
+    pub fn not_seen(&mut self, command_id: &str, error: CallError) {
+        if self
+            .unseen
+            .insert(command_id.to_owned(), error.clone())
+            .is_none()
+        {
+            tracing::warn!(command.id = command_id, "asked again: {error}");
+        }
     }
 
     /// The end: what is still open gets the outcome that is true of it.
@@ -363,8 +362,10 @@ impl Window {
             }
         }
         self.give_up_offline();
-        let unanswered = self.unanswered.take().filter(|_| !self.flights.is_empty());
-        if let Some(error) = unanswered {
+        // One of them stands for all.
+        let open = self.open_commands();
+        let mut unseen = std::mem::take(&mut self.unseen).into_iter();
+        if let Some((_, error)) = unseen.find(|(id, _)| open.contains(id)) {
             self.note(Step::Poll, &error);
         }
         for (id, outcome) in self.flights.close() {

@@ -317,18 +317,25 @@ fn check_output(output: &str, status: &str, code: i32) {
         .status_details(status)
         .command_plugins(plugin)
         .build();
-    let Progress::Done(outcome) = of_invocation(&invocation) else {
-        panic!("{status} is an end");
+    let outcome = match of_invocation(&invocation) {
+        Progress::Done(outcome) => outcome,
+        Progress::Silent(said) => {
+            let text = output.trim();
+            assert!(text.is_empty() || text.starts_with("Step execution skipped"));
+            return assert_one_short_line(&said);
+        }
+        Progress::Waiting | Progress::Running(_) => panic!("{status} is an end"),
     };
     assert_one_short_line(&outcome.detail);
     assert!(outcome.detail.is_ascii());
     let word = outcome.kind().word();
     if outcome.kind().needs_attention() {
-        assert!(["failed", "busy"].contains(&word), "{word}");
+        assert!(["failed", "busy", "undelivered"].contains(&word), "{word}");
         assert!(!outcome.detail.is_empty());
         return;
     }
-    assert_eq!((status, code), ("Success", 0), "{word}: {output:?}");
+    let agreed = code == -1 || (status, code) == ("Success", 0);
+    assert!(agreed, "{word}: {output:?}");
     let line = output
         .lines()
         .find(|line| line.contains("agentRestart"))

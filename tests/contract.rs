@@ -170,9 +170,13 @@ fn the_function_reads_what_the_real_script_printed() {
     for text in include_str!("host/lines.jsonl").lines() {
         let printed: Printed = serde_json::from_str(text).expect("lines.jsonl holds JSON");
         let line: Value = serde_json::from_str(&printed.line).expect("the line is JSON");
-        let Progress::Done(outcome) = of_invocation(&invocation_of(&printed)) else {
+        let invocation = invocation_of(&printed, printed.exit);
+        let Progress::Done(outcome) = of_invocation(&invocation) else {
             panic!("{}: an ended command is not an end", printed.case);
         };
+        // A signal to the script's process group behind the line changes nothing that it says.
+        let ended = of_invocation(&invocation_of(&printed, -1));
+        assert_eq!(ended, Progress::Done(outcome.clone()), "{}", printed.case);
         let result = line["result"].as_str().expect("a result is a word");
         assert_eq!(
             outcome.kind().word(),
@@ -198,8 +202,8 @@ fn the_function_reads_what_the_real_script_printed() {
 }
 
 /// The invocation as Systems Manager would show it.
-fn invocation_of(printed: &Printed) -> CommandInvocation {
-    let (status, error) = match printed.exit {
+fn invocation_of(printed: &Printed, code: i32) -> CommandInvocation {
+    let (status, error) = match code {
         0 => (CommandInvocationStatus::Success, String::new()),
         code => (
             CommandInvocationStatus::Failed,
@@ -208,7 +212,7 @@ fn invocation_of(printed: &Printed) -> CommandInvocation {
     };
     let ran = CommandPlugin::builder()
         .name("linux")
-        .response_code(printed.exit)
+        .response_code(code)
         .output(format!("{}\n{error}", printed.line));
     CommandInvocation::builder()
         .status_details(status.as_str())

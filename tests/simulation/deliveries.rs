@@ -421,6 +421,8 @@ pub async fn happen(scene: &Scene, state: State) -> Course {
         _ = delivered => {}
     }
     sleep(seconds(AFTERMATH)).await;
+    // Its clock stands when the runtime has ended.
+    world.with(|_| ());
     Course {
         world,
         invocations: invocations.into_inner(),

@@ -6,7 +6,8 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 use sim::{
     Action, AgentFault, Answer, AutoScalingGroup, Deployment, DeploymentGroup, DocumentKind,
-    Execution, Host, Member, Pipeline, Region, State, TagFilter, Target, Topic,
+    Execution, Host, Lost, Member, Pipeline, Region, SsmAgentFault, State, TagFilter, Target,
+    Topic,
 };
 
 use crate::deliveries::{self, Delivery};
@@ -104,6 +105,7 @@ impl Scene {
                 &mut rng,
                 &[0.0, 0.0, 0.0, 0.02, 0.02, 0.08, 0.08, 0.3, 0.3, 0.9],
             ),
+            late_output: *pick(&mut rng, &[0.0, 0.0, 0.0, 0.05, 0.3, 1.0]),
             long_names: one_in(&mut rng, 3),
             rng,
             state: State::default(),
@@ -180,6 +182,8 @@ struct Draft {
     last_action: f64,
     /// How likely it is that something is the matter with a host.
     sick: f64,
+    /// How likely it is that a host's output arrives later than its final status.
+    late_output: f64,
     /// Hosts are called as long as Systems Manager allows, so that a message about many of them cannot hold all that there is
     /// to say.
     long_names: bool,
@@ -233,6 +237,7 @@ impl Draft {
         state.latency = *pick(rng, &[0.02, 0.05, 0.05, 0.2]);
         state.invocation_lag = *pick(rng, &[0.0, 1.0, 2.0, 2.0, 8.0, 40.0, 170.0]);
         state.ramp = rng.u32(0..5) == 0;
+        state.command_lag = *pick(rng, &[0.0, 0.0, 0.0, 0.0, 0.0, 6.0, 12.0, 31.0]);
         state.page_shortfall = *pick(rng, &[0, 0, 1, 7, 30]);
         state.page_sizes.action_executions = rng.usize(1..6);
         // The few that run at the same time stand on one page, so that what the function saw is certain.
@@ -594,6 +599,15 @@ impl Draft {
             let from = between(rng, -30.0, 60.0);
             host.agent.busy = vec![[from, from + between(rng, 1.0, 60.0)]];
         }
+        if rng.f64() < self.late_output {
+            host.ssm_agent.output_after = match rng.u32(..10) {
+                0..=6 => between(rng, 0.5, 8.0),
+                7 | 8 => between(rng, 8.0, 60.0),
+                _ => between(rng, 60.0, 250.0),
+            };
+            self.note_of(id, "late output");
+        }
+        let rng = &mut self.rng;
         if rng.f64() < self.sick {
             let condition = affliction(rng, &mut host, completed);
             self.note_of(id, condition);
@@ -930,7 +944,7 @@ fn agent_start(rng: &mut Rng, completed: f64) -> f64 {
 /// Lets something be the matter with a host, and names it.
 fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
     let agent = &mut host.agent;
-    match rng.u32(..31) {
+    match rng.u32(..49) {
         0 => {
             host.offline = true;
             "picks nothing up"
@@ -1018,6 +1032,10 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             agent.fault = Some(fault);
             name
         }
+        26..=40 => {
+            host.platform = "Linux".to_owned();
+            ssm_affliction(rng, host)
+        }
         _ => {
             let (name, answer) = pick(rng, &verbatim()).clone();
             host.answer = Some(answer);
@@ -1025,6 +1043,53 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
         }
     }
 }
+
+/// Lets something be the matter with a host's SSM Agent, and names it.
+fn ssm_affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
+    let agent = &mut host.ssm_agent;
+    match rng.u32(..16) {
+        0 | 1 => {
+            agent.output_lost = Some(Lost::Output);
+            "output lost"
+        }
+        2 => {
+            agent.output_lost = Some(Lost::Steps);
+            "step lost"
+        }
+        3 => {
+            agent.buffered = between(rng, 2.0, 100.0);
+            "buffered command"
+        }
+        4 => {
+            agent.runs_old = true;
+            host.delivery_seconds = between(rng, 115.0, 420.0);
+            "message older than its time-out"
+        }
+        5 => {
+            agent.noise = rng.usize(50..5000);
+            "noise on standard error"
+        }
+        _ => {
+            let (fault, name) = *pick(rng, &SSM_FAULTS);
+            agent.fault = Some(fault);
+            name
+        }
+    }
+}
+
+/// What goes wrong when an SSM Agent runs a script, by name.
+pub const SSM_FAULTS: [(SsmAgentFault, &str); 10] = [
+    (SsmAgentFault::NoExec, "script not executable"),
+    (SsmAgentFault::ScriptGone, "script gone"),
+    (SsmAgentFault::NoSpace, "disk full"),
+    (SsmAgentFault::NoPlugin, "plugin missing"),
+    (SsmAgentFault::WorkerLost, "worker lost"),
+    (SsmAgentFault::GroupEnded, "process group ended"),
+    (SsmAgentFault::KilledBefore, "killed before its line"),
+    (SsmAgentFault::KilledAfter, "killed after its line"),
+    (SsmAgentFault::Cancelled, "cancelled in mid-script"),
+    (SsmAgentFault::Booted, "booted in mid-script"),
+];
 
 /// What Systems Manager may report for an instance although the document did not do its work there. None of it
 /// proves anything.

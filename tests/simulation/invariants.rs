@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `subject` | which groups an event is about | |
 //! | `candidates` | which instances are of a group, and where each stands at a time | |
-//! | `report` | what the function says | 0, 1, 2, 9 |
+//! | `report` | what the function says | 0, 1, 2, 10 |
 //! | `messages` | what it tells: to whom it matters, and all of it | 2, 7 |
 //! | `claims` | whether an agent that is called fresh and healthy is | 3 |
 //! | `hosts` | what happened on the hosts | 4, 6 |
@@ -15,11 +15,13 @@
 //! | `chains` | whether groups that share instances follow each other | 6 |
 //! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
+//! | `ends` | whether what is told of a command is what became of it | 9 |
 
 mod calls;
 mod candidates;
 mod chains;
 mod claims;
+mod ends;
 mod hosts;
 mod messages;
 mod platforms;
@@ -56,8 +58,10 @@ const LIMITS: &str = "7 deadline, calls and limits";
 /// Dry runs and ignored events.
 const READ_ONLY: &str = "8 a dry run and an ignored event write nothing";
 
+/// What Systems Manager held of a command, and what the function makes of it.
+const ENDS: &str = "9 what is told of a command is what became of it";
 /// Whoever is called needs to be.
-const NEEDED: &str = "9 nobody is called for what does not concern them";
+const NEEDED: &str = "10 nobody is called for what does not concern them";
 
 /// Outcomes about which nobody needs to hear.
 const FINE: [&str; 5] = [
@@ -155,6 +159,7 @@ impl<'a> Evidence<'a> {
                 self.left(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
                 self.undocumented(&who, report);
+                self.ends(&who, invocation, report, &calls);
                 self.brakes(&who, report);
                 self.calm(&who, invocation, report);
             }

@@ -82,7 +82,7 @@ def planted(mutant: dict, copy: pathlib.Path, seeds: int) -> str:
 def search(invariant: int, copy: pathlib.Path, seeds: int) -> tuple[bool, str]:
     """Whether so many seeds break the invariant, and what they break."""
     code, output, errors = run(copy, seeds)
-    broken = re.findall(r"^broken in (\d+) seeds, first in (\d+): (\d) (.*)$", output, re.M)
+    broken = re.findall(r"^broken in (\d+) seeds, first in (\d+): (\d+) (.*)$", output, re.M)
     if not broken and "seeds 0 to" not in output:
         raise NotFound(f"does not run\n{output[-2000:]}{errors[-3000:]}")
     names = [f"{number} (first in seed {first}, {count} of {seeds})" for count, first, number, _ in broken]

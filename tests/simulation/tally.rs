@@ -9,8 +9,10 @@ use serde_json::Value;
 use sim::{Call, Host, State};
 
 use crate::deliveries::{Course, End, Fate};
-use crate::fleet::{Condition, PASSING, STAYING, Scene, UNKNOWN_LIFECYCLE, verbatim_names};
-use crate::weather::{CHANGES, KINDS, OPERATIONS, kind_of};
+use crate::fleet::{
+    Condition, PASSING, SSM_FAULTS, STAYING, Scene, UNKNOWN_LIFECYCLE, verbatim_names,
+};
+use crate::weather::{CHANGES, KINDS, OF_POLLS, OPERATIONS, kind_of};
 
 /// Seconds that Lambda leaves by default.
 const WHOLE: f64 = 900.0;
@@ -107,7 +109,7 @@ const CONDITIONS: [&str; 37] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 28] = [
+const MORE_CONDITIONS: [&str; 35] = [
     "no target listed",
     "target without a label",
     "deployment that never started",
@@ -136,6 +138,13 @@ const MORE_CONDITIONS: [&str; 28] = [
     "short pages",
     "deployment that starts during the run",
     "vanishes between inventory and send",
+    "late output",
+    "output lost",
+    "step lost",
+    "buffered command",
+    "message older than its time-out",
+    "noise on standard error",
+    "command not known yet",
 ];
 /// What there is only with several groups, or with many instances.
 const TOGETHER: [&str; 5] = [
@@ -160,11 +169,12 @@ const DECIDED_BY: [&str; 11] = [
     "scaled in",
     "launched after the deployment",
 ];
-/// Calls that write: every kind of fault must meet each of them.
+/// Calls of which every kind of fault must meet each: those that write, and the polls.
 const WRITES: [(&str, &str); 2] = [
     ("SendCommand", "faults of SendCommand"),
     ("Publish", "faults of Publish"),
 ];
+const POLLS: (&str, &str) = ("ListCommandInvocations", "faults of polls");
 
 /// The instances that a run was about.
 struct Concerned<'a> {
@@ -231,10 +241,10 @@ impl Tally {
         let unpaged = || {
             KINDS
                 .into_iter()
-                .filter(|kind| *kind != "expired page token")
+                .filter(|kind| *kind != "expired page token" && !OF_POLLS.contains(kind))
         };
         let writes = WRITES.map(|(_, table)| (table, unpaged().collect::<Vec<_>>()));
-        let expected: [(&'static str, Vec<&str>); 10] = [
+        let expected: [(&'static str, Vec<&str>); 12] = [
             ("faults by kind", KINDS.to_vec()),
             ("faults by operation", faulty.to_vec()),
             ("changes in mid-run", CHANGES.to_vec()),
@@ -245,6 +255,8 @@ impl Tally {
                 "conditions",
                 CONDITIONS.into_iter().chain(MORE_CONDITIONS).collect(),
             ),
+            ("SSM Agents", SSM_FAULTS.map(|(_, name)| name).to_vec()),
+            (POLLS.1, KINDS.to_vec()),
             ("odd lifecycle states", lifecycles.collect()),
             ("verbatim answers", verbatim_names()),
             ("groups and messages", TOGETHER.to_vec()),
@@ -393,6 +405,8 @@ impl Tally {
         for condition in scene.conditions.iter().filter(|c| concerned.met(c)) {
             let table = if verbatim.contains(&condition.name) {
                 "verbatim answers"
+            } else if SSM_FAULTS.iter().any(|(_, name)| *name == condition.name) {
+                "SSM Agents"
             } else if is_lifecycle(condition.name) {
                 "odd lifecycle states"
             } else {
@@ -464,11 +478,15 @@ impl Tally {
                 {
                     self.add("conditions", "vanishes between inventory and send", 1);
                 }
+                if call.error.as_deref() == Some("InvalidCommandId") {
+                    self.add("conditions", "command not known yet", 1);
+                }
                 continue;
             };
             self.add("faults by kind", kind_of(fault), 1);
             self.add("faults by operation", &call.operation, 1);
-            let of = WRITES.iter().find(|(name, _)| *name == call.operation);
+            let mut named = WRITES.iter().chain([&POLLS]);
+            let of = named.find(|(name, _)| *name == call.operation);
             if let Some((_, table)) = of {
                 self.add(table, kind_of(fault), 1);
             }

@@ -23,7 +23,7 @@ pub const OPERATIONS: [(&str, bool); 13] = [
 ];
 
 /// The kinds of faults, as they are counted.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 14] = [
     "throttled",
     "internal error",
     "unavailable",
@@ -35,7 +35,12 @@ pub const KINDS: [&str; 11] = [
     "no reply after the effect",
     "slow reply",
     "expired page token",
+    "expired credentials",
+    "unknown command",
+    "unreadable reply",
 ];
+/// Those that only polls meet.
+pub const OF_POLLS: [&str; 3] = ["expired credentials", "unknown command", "unreadable reply"];
 
 /// The name under which a fault is counted.
 pub fn kind_of(fault: &Fault) -> &'static str {
@@ -49,6 +54,8 @@ pub fn kind_of(fault: &Fault) -> &'static str {
         (FaultKind::ExpiredToken, _) => "expired page token",
         (FaultKind::Unreadable, _) => "unreadable reply",
         (FaultKind::Error, None) => "throttled",
+        (FaultKind::Error, Some("ExpiredTokenException")) => "expired credentials",
+        (FaultKind::Error, Some("InvalidCommandId")) => "unknown command",
         (FaultKind::Error, Some("InternalFailure" | "InternalServerError" | "InternalError")) => {
             "internal error"
         }
@@ -58,10 +65,15 @@ pub fn kind_of(fault: &Fault) -> &'static str {
     }
 }
 
-/// The faults of a run: none, a few, many, or the long outage of an operation.
+/// The faults of a run: none, a few, many, the long outage of an operation, or polls that are refused.
 pub fn faults(rng: &mut Rng) -> Vec<Fault> {
     let mut faults = Vec::new();
-    match rng.u32(..20) {
+    match rng.u32(..24) {
+        20.. => {
+            for _ in 0..rng.usize(1..=3) {
+                faults.push(refused_polls(rng));
+            }
+        }
         0..=5 => {}
         6..=12 => {
             for _ in 0..rng.usize(1..=5) {
@@ -100,6 +112,31 @@ pub fn faults(rng: &mut Rng) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// Polls that get no answer, once or for minutes.
+fn refused_polls(rng: &mut Rng) -> Fault {
+    let mut fault = Fault {
+        operation: "ListCommandInvocations".to_owned(),
+        after: *pick(rng, &[0, 0, 1, 3, 9, 30]),
+        times: *pick(rng, &[1, 1, 2, 12, 60]),
+        ..Fault::default()
+    };
+    match rng.u32(..10) {
+        0 => {}
+        9 => {
+            fault.kind = FaultKind::ExpiredToken;
+            fault.times = 1;
+        }
+        1 => fault.code = Some("ExpiredTokenException".to_owned()),
+        2 | 3 => fault.code = Some("AccessDeniedException".to_owned()),
+        4 => fault.code = Some("InvalidCommandId".to_owned()),
+        5 => fault.code = Some("InternalServerError".to_owned()),
+        6 => fault.kind = FaultKind::Refused,
+        7 => fault.kind = FaultKind::NoReply,
+        _ => fault.kind = FaultKind::Unreadable,
+    }
+    fault
 }
 
 fn fault(rng: &mut Rng, operation: &str, after: u64, most: u64) -> Fault {

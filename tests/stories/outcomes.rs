@@ -1,9 +1,19 @@
 //! What the end of an invocation means.
 
 use serde_json::json;
-use sim::{AgentFault, Answer};
+use sim::{AgentFault, Answer, Host, Lost, SsmAgentFault};
 
 use super::support::{Story, Told, id};
+
+/// Ten instances, two at a time; something is the matter with the first two. By default one failure of ten is allowed,
+/// and a second one stops the sending.
+async fn two_of_ten(what: impl Fn(&mut Host)) -> (Story, Told) {
+    let story = Story::of(10)
+        .setting("MAX_CONCURRENCY", "2")
+        .given(|state| [1, 2].into_iter().for_each(|n| what(state.host(&id(n)))));
+    let told = story.run().await;
+    (story, told)
+}
 
 /// One instance, of which Systems Manager reports this verbatim.
 async fn answered(status: &str, details: &str, output: Option<&str>, code: i64) -> (Story, Told) {
@@ -135,12 +145,190 @@ async fn a_script_that_never_ends_is_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn output_that_follows_minutes_after_the_end_is_waited_for() {
+    let (story, told) = two_of_ten(|host| host.ssm_agent.output_after = 250.0).await;
+    assert_eq!(told.counts(), &json!({"restarted": 10}));
+    assert!(story.silent());
+    // A critical result is told as one, however late it is heard.
+    let (_, told) = two_of_ten(|host| {
+        host.ssm_agent.output_after = 90.0;
+        host.agent.fault = Some(AgentFault::AgentDown);
+    })
+    .await;
+    assert_eq!(told.answer["severity"], "critical");
+    assert_eq!(told.counts()["failed"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_stays_without_output_is_unfinished_after_300_seconds_and_stops_nobody() {
+    for (lost, status) in [(Lost::Output, "Success"), (Lost::Steps, "Failed")] {
+        let (story, told) = two_of_ten(|host| {
+            host.ssm_agent.output_lost = Some(lost);
+            if status == "Failed" {
+                host.agent.fault = Some(AgentFault::PreflightFailed);
+            }
+        })
+        .await;
+        assert_eq!(
+            told.counts(),
+            &json!({"restarted": 8, "unfinished": 2}),
+            "{lost:?}"
+        );
+        let detail = told.attention(&id(1))["detail"].to_string();
+        assert!(
+            detail.contains(status) && detail.contains("no output"),
+            "{detail}"
+        );
+        let flights = story.flights();
+        let waited = flights[2].sent - flights[1].ended.expect("it ended");
+        assert!((300.0..312.0).contains(&waited), "{waited} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_ssm_agent_could_not_run_is_undelivered_and_stops_nobody() {
+    for (fault, said) in [
+        (SsmAgentFault::NoExec, "_script.sh: Permission denied"),
+        (SsmAgentFault::ScriptGone, "_script.sh: not found"),
+        (SsmAgentFault::NoSpace, "no space left on device"),
+        (SsmAgentFault::NoPlugin, "aws:runShellScript not found"),
+        (SsmAgentFault::WorkerLost, "document worker timed out"),
+        (SsmAgentFault::Booted, "received timeout signal"),
+    ] {
+        let (story, told) = two_of_ten(|host| host.ssm_agent.fault = Some(fault)).await;
+        assert_eq!(
+            told.counts(),
+            &json!({"restarted": 8, "undelivered": 2}),
+            "{fault:?}"
+        );
+        let detail = told.attention(&id(2))["detail"].to_string();
+        assert!(
+            detail.contains("host says: ") && detail.contains(said),
+            "{detail}"
+        );
+        let mail = story.body("email");
+        assert!(
+            mail.contains("let the SSM Agent there run scripts"),
+            "{mail}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_other_text_is_taken_for_the_ssm_agent_s_own() {
+    let file = "/var/lib/amazon/ssm/i-1/document/orchestration/x/linux/_script.sh";
+    let error = "\n----------ERROR-------\n";
+    let line = r#"{"agentRestart":1,"result":"agent-down","code":32,"agentVersion":"v","memoryBeforeKiB":1,"memoryAfterKiB":0,"seconds":1,"detail":"tar: no space left on device"}"#;
+    for (status, code, output) in [
+        ("Failed", 126, "a hook: Permission denied".to_owned()),
+        (
+            "Failed",
+            126,
+            format!("sh: 0: cannot open {file}: Permission denied"),
+        ),
+        (
+            "Failed",
+            1,
+            format!("{error}sh: 0: cannot open {file}: Permission denied"),
+        ),
+        (
+            "Failed",
+            127,
+            format!(
+                "{error}{file}: 7: systemctl: not found\nfailed to run commands: exit status 127"
+            ),
+        ),
+        (
+            "Failed",
+            126,
+            format!("{error}sh: 1: /opt/hooks/_script.sh: Permission denied"),
+        ),
+        (
+            "Failed",
+            1,
+            "tar: x: Cannot write: No space left on device".to_owned(),
+        ),
+        ("Failed", 1, "cp: no space left on device".to_owned()),
+        (
+            "Failed",
+            1,
+            "the hook said: document process failed unexpectedly: x".to_owned(),
+        ),
+        (
+            "Failed",
+            1,
+            "document process failed unexpectedly: x\nand more".to_owned(),
+        ),
+        (
+            "Success",
+            0,
+            "document process failed unexpectedly: x".to_owned(),
+        ),
+        ("Failed", 1, "Plugin with name x was not found".to_owned()),
+        (
+            "Failed",
+            32,
+            format!("{line}\n{error}failed to run commands: exit status 32"),
+        ),
+    ] {
+        let (_, told) = answered(status, status, Some(&output), code).await;
+        assert_eq!(told.counts(), &json!({"failed": 1}), "{output}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_counts_though_the_script_s_process_group_was_ended_behind_it() {
+    let ended = Some(SsmAgentFault::GroupEnded);
+    let (_, told) = two_of_ten(|host| host.ssm_agent.fault = ended).await;
+    assert_eq!(told.counts(), &json!({"restarted": 10}));
+    let (_, told) = two_of_ten(|host| {
+        host.ssm_agent.fault = ended;
+        host.agent.fault = Some(AgentFault::AgentDown);
+    })
+    .await;
+    assert_eq!(told.attention(&id(1))["severity"], "critical");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_that_the_kernel_kills_is_timed_out_and_what_it_said_is_shown() {
+    for (fault, shown) in [
+        (SsmAgentFault::KilledBefore, false),
+        (SsmAgentFault::KilledAfter, true),
+    ] {
+        let story = Story::of(2).given(|state| state.host(&id(1)).ssm_agent.fault = Some(fault));
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"restarted": 1, "timed-out": 1}));
+        let detail = told.attention(&id(1))["detail"].to_string();
+        assert_eq!(detail.contains("host says: "), shown, "{detail}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_cancelled_on_one_host_is_cancelled_there() {
+    let cancelled = Some(SsmAgentFault::Cancelled);
+    let (_, told) = two_of_ten(|host| host.ssm_agent.fault = cancelled).await;
+    assert_eq!(told.counts(), &json!({"cancelled": 2, "restarted": 8}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_comes_first_so_that_others_errors_cut_nothing_of_it() {
+    let (_, told) = two_of_ten(|host| host.ssm_agent.noise = 4_000).await;
+    assert_eq!(told.counts(), &json!({"restarted": 10}));
+    let (_, told) = two_of_ten(|host| {
+        host.ssm_agent.noise = 4_000;
+        host.agent.fault = Some(AgentFault::AgentUnhealthy);
+    })
+    .await;
+    let detail = told.attention(&id(1))["detail"].to_string();
+    assert!(detail.contains("agent-unhealthy (code 33"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn output_that_is_not_the_document_s_line_is_a_failure_that_shows_it() {
     let restarted = r#"{"agentRestart":1,"result":"restarted","code":0,"agentVersion":"v","memoryBeforeKiB":1,"memoryAfterKiB":1,"seconds":1,"detail":""}"#;
     let cut = &restarted[..60];
     for (status, output, code, shown) in [
         ("Success", "done", 0, "done"),
-        ("Success", "", 0, "there is no output"),
         ("Failed", "sh: 1: not found", 127, "sh: 1: not found"),
         ("Success", cut, 0, "no valid JSON"),
         (
@@ -203,8 +391,8 @@ async fn each_end_without_output_has_its_outcome_however_it_is_spelt() {
         ("Cancelled", "Canceled", "cancelled"),
         ("Failed", "ExecutionTimedOut", "timed-out"),
         ("Failed", "Cancelled", "cancelled"),
-        ("Failed", "SomethingNew", "failed"),
-        ("Success", "SomethingNew", "failed"),
+        ("Failed", "SomethingNew", "unfinished"),
+        ("Success", "SomethingNew", "unfinished"),
     ] {
         let (story, told) = answered(status, details, None, -1).await;
         let row = told.attention(&id(1));

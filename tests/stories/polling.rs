@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sim::Fault;
+use sim::{Fault, FaultKind};
 use tokio::time::sleep;
 
 use super::groups::with_separate_group;
@@ -94,6 +94,131 @@ async fn an_instance_that_runs_is_not_called_undelivered_for_want_of_an_answer()
     });
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"unfinished": 1}));
+}
+
+/// Polls from the `after`th on that get no answer.
+fn refused(kind: FaultKind, code: Option<&str>, after: u64, times: u64) -> Fault {
+    Fault {
+        operation: "ListCommandInvocations".to_owned(),
+        kind,
+        code: code.map(str::to_owned),
+        after,
+        times,
+        ..Fault::default()
+    }
+}
+
+/// Every way in which a poll gets no answer.
+const REFUSALS: [(FaultKind, Option<&str>); 8] = [
+    (FaultKind::Error, Some("ExpiredTokenException")),
+    (FaultKind::Error, Some("AccessDeniedException")),
+    (FaultKind::Error, Some("InvalidCommandId")),
+    (FaultKind::Error, Some("ThrottlingException")),
+    (FaultKind::Error, Some("InternalServerError")),
+    (FaultKind::Refused, None),
+    (FaultKind::NoReply, None),
+    (FaultKind::Unreadable, None),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_is_refused_is_asked_again_whatever_the_reason() {
+    for (kind, code) in REFUSALS {
+        for (after, times) in [(0, 1), (3, 1), (2, 30)] {
+            let story = Story::of(4)
+                .setting("MAX_CONCURRENCY", "50%")
+                .given(|state| state.faults = vec![refused(kind, code, after, times)]);
+            let told = story.run().await;
+            assert_eq!(
+                told.counts(),
+                &json!({"restarted": 4}),
+                "{kind:?} {code:?}, {times} times after {after}"
+            );
+            assert!(
+                told.group()["problem"].is_null() && story.silent(),
+                "{kind:?} {code:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_are_refused_until_the_end_are_a_problem_and_cost_one_call_at_each_look() {
+    for code in [
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "InvalidCommandId",
+    ] {
+        let story = Story::of(4)
+            .setting("MAX_CONCURRENCY", "50%")
+            .given(|state| state.faults = vec![refused(FaultKind::Error, Some(code), 3, 10_000)]);
+        let told = story.run().await;
+        assert_eq!(told.counts(), &json!({"held-back": 2, "unfinished": 2}));
+        assert_eq!(told.group()["problem"]["step"], "poll");
+        assert_eq!(told.group()["problem"]["code"], code);
+        let looks = story.times_of("ListCommandInvocations");
+        let last = looks[looks.len() - 1];
+        assert!(
+            (845.0..855.5).contains(&last),
+            "the last look came after {last} s"
+        );
+        assert_every(5.0, &looks);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_command_s_refused_polls_keep_nothing_from_the_others() {
+    // Two groups of one region: whoever asks at an odd place is refused for two minutes.
+    let story = with_separate_group(Story::of(2), REGION, 301..=302).given(|state| {
+        state.faults = (0..24)
+            .map(|n| refused(FaultKind::Error, Some("AccessDeniedException"), n, 1))
+            .collect();
+    });
+    let told = story.run().await;
+    for group in told.answer["groups"].as_array().expect("groups are a list") {
+        assert_eq!(group["counts"], json!({"restarted": 2}));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_not_known_everywhere_at_once_is_asked_about_again() {
+    let story = Story::of(2)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| state.command_lag = 31.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    assert!(story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_an_ssm_agent_s_buffer_keeps_its_slot() {
+    let story = Story::of(2)
+        .setting("MAX_CONCURRENCY", "1")
+        .given(|state| state.host(&id(1)).ssm_agent.buffered = 200.0);
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+    let flights = story.flights();
+    let ended = flights[0].ended.expect("it ended");
+    assert!(ended > 200.0 && flights[1].sent > ended, "{flights:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_undelivered_may_still_run_and_the_message_says_so() {
+    let story = Story::of(1).given(|state| {
+        state.host(&id(1)).delivery_seconds = 300.0;
+        state.host(&id(1)).ssm_agent.runs_old = true;
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"undelivered": 1}));
+    let detail = told.attention(&id(1))["detail"].to_string();
+    assert!(
+        detail.contains("not known to have run") && detail.contains("it still may"),
+        "{detail}"
+    );
+    sleep(Duration::from_secs(400)).await;
+    let restarts = story
+        .world
+        .with(|state| state.host(&id(1)).agent.restarts.len());
+    assert_eq!(restarts, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -71,7 +71,13 @@ impl Evidence<'_> {
             if call.service == "ssm" && call.attempt <= 1 {
                 turns.entry(&call.region).or_default().push(call.at);
             }
-            if let Some(what) = breaks_a_limit(call) {
+            // A command may not be known everywhere just after it was sent.
+            let early = call.error.as_deref() == Some("InvalidCommandId")
+                && self
+                    .commands
+                    .iter()
+                    .any(|(_, known)| call.params["CommandId"] == known.id.as_str());
+            if let Some(what) = breaks_a_limit(call).filter(|_| !early) {
                 self.broken(
                     LIMITS,
                     format!("{who}, at {:.3}: {}: {what}", call.at, call.operation),

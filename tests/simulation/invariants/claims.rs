@@ -72,7 +72,8 @@ impl Evidence<'_> {
             ));
         }
         let least: u64 = self.scene.settings["MIN_MEMORY_MIB"].parse().unwrap_or(0);
-        let restarted = host.agent.restarts.iter().any(|time| *time <= ended);
+        let mut restarts = host.agent.restarts.iter().chain(&host.boots);
+        let restarted = restarts.any(|time| *time <= ended);
         let memory = match restarted {
             true => host.agent.fresh_memory_kib,
             false => before.agent.memory_kib,
@@ -87,6 +88,7 @@ impl Evidence<'_> {
             .agent
             .restarts
             .iter()
+            .chain(&host.boots)
             .copied()
             .filter(|time| *time <= at)
             .reduce(f64::max);

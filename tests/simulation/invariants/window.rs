@@ -21,6 +21,8 @@ const LATE: f64 = 150.0;
 struct Seen {
     began: Option<f64>,
     ended: Option<f64>,
+    /// When its result can be read.
+    told: Option<f64>,
     /// The restart was tried and went wrong.
     error: bool,
 }
@@ -99,7 +101,7 @@ impl Evidence<'_> {
                 }
                 if seen.error
                     && ran.visible_at <= looked
-                    && seen.ended.is_some_and(|ended| ended <= looked)
+                    && seen.told.is_some_and(|told| told <= looked)
                 {
                     failed += 1;
                 }
@@ -125,17 +127,18 @@ fn seen(host: &Host, ran: &Ran) -> Seen {
         return Seen {
             began: ran.began_at,
             ended: ran.ended_at,
+            told: ran.output_at.or(ran.ended_at),
             error: match (ran.status.as_str(), result_of(&ran.output)) {
-                ("TimedOut", _) => ran.status_details == "ExecutionTimedOut",
+                ("TimedOut", _) => ran.status_details != "DeliveryTimedOut",
                 ("Success" | "Failed", Some((_, code))) => matches!(code, 30..=33),
-                ("Success" | "Failed", None) => true,
+                ("Success" | "Failed", None) => !ran.unheard && !ran.output.is_empty(),
                 _ => false,
             },
         };
     };
     let details = answer.status_details.as_deref().unwrap_or(&answer.status);
     let (open, error) = match (answer.status.as_str(), details) {
-        ("Success" | "Failed", "Success" | "Failed") => (false, true),
+        ("Success" | "Failed", "Success" | "Failed") => (false, answer.output.is_some()),
         ("Success" | "Failed" | "Cancelled", _) => (false, false),
         ("TimedOut", details) => (false, details == "ExecutionTimedOut"),
         _ => (true, false),
@@ -144,6 +147,7 @@ fn seen(host: &Host, ran: &Ran) -> Seen {
     Seen {
         began: (!waits).then_some(ran.visible_at),
         ended: (!open).then_some(ran.visible_at),
+        told: (!open).then_some(ran.visible_at),
         error,
     }
 }
