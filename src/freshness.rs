@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::aws::RegionClients;
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::decision::Target;
 use crate::deployments::{
     Deployment, ENDED, by_auto_scaling, get_deployments, list_deployments, list_targets,
@@ -45,11 +45,16 @@ impl Freshness {
 
 /// Looks at the group's deployments and at every one that was created since and has ended. Those of Auto Scaling do not
 /// count: their instances are starting or leaving. One that CodeDeploy made for instances that it had missed counts for
-/// these. One whose end is not told may have ended last, but no later than the order came.
+/// these. One whose end is not told may have ended last: of those that the order is about, no later than it came; of the
+/// others, just now.
 ///
 /// # Errors
 /// When a call fails for good.
-pub async fn read(client: &RegionClients, group: &Group) -> Result<Freshness, CallError> {
+pub async fn read(
+    client: &RegionClients,
+    group: &Group,
+    clock: &Clock,
+) -> Result<Freshness, CallError> {
     if let Some(asked) = group.asked_since {
         return Ok(Freshness::since(asked));
     }
@@ -66,18 +71,30 @@ pub async fn read(client: &RegionClients, group: &Group) -> Result<Freshness, Ca
         known.is_some_and(|known| known.completed_at.is_some())
     };
     ids.retain(|id| !has_ended(id));
-    for info in get_deployments(client, &group.name, &ids).await? {
+    let infos = get_deployments(client, &group.name, &ids).await?;
+    let now = clock.now();
+    // One that is listed but not described counts: nobody says that it is Auto Scaling's.
+    let all_described = infos.len() >= ids.len();
+    for info in infos {
         if by_auto_scaling(&info) || never_began(&info) {
             continue;
         }
         let mut later = read_deployment(&info)?;
+        let ordered = group.deployments.iter().any(|known| known.id == later.id);
+        if !ordered {
+            later.completed_at = later.completed_at.or(Some(now));
+        }
         if later.auto_update {
             later.targets = list_targets(client, &later).await?;
         }
         deployments.retain(|known| known.id != later.id);
         deployments.push(later);
     }
-    Ok(of_deployments(&deployments, group.ordered_at))
+    let mut fresh = of_deployments(&deployments, group.ordered_at);
+    if !all_described {
+        fresh.all = fresh.all.max(now);
+    }
+    Ok(fresh)
 }
 
 fn of_deployments(deployments: &[Deployment], ordered_at: Timestamp) -> Freshness {

@@ -331,10 +331,13 @@ async fn last_deployments(
     let succeeded = |info: &&DeploymentInfo| info.status() == Some(&DeploymentStatus::Succeeded);
     let newest = |info: &&DeploymentInfo| info.complete_time().copied();
     let last = infos.iter().filter(ended).max_by_key(newest);
+    // One that goes to outdated instances alone leaves out those that the one before it reached.
+    let whole = |info: &&DeploymentInfo| !info.update_outdated_instances_only();
     let good = infos
         .iter()
         .filter(ended)
         .filter(succeeded)
+        .filter(whole)
         .max_by_key(newest);
     let mut deployments = Vec::new();
     for info in last.into_iter().chain(good) {

@@ -15,6 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{
     Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Target, decide,
 };
+use crate::deployments::list_targets;
 use crate::ec2;
 use crate::groups::Group;
 use crate::ids::{GroupName, InstanceId};
@@ -77,9 +78,14 @@ pub async fn find(
     let read_at = Instant::now();
     let names = auto_scaling_groups(&info);
     let members = describe_members(client, &names).await?;
-    let mut candidates: BTreeMap<Target, Candidate> = group
-        .targets()
-        .map(|target| (target.clone(), Candidate::default()))
+    let mut targets: BTreeSet<Target> = group.targets().cloned().collect();
+    // One that had not begun when it was asked about has them now.
+    for deployment in group.deployments.iter().filter(|d| d.targets.is_empty()) {
+        targets.extend(list_targets(client, deployment).await?);
+    }
+    let mut candidates: BTreeMap<Target, Candidate> = targets
+        .into_iter()
+        .map(|target| (target, Candidate::default()))
         .collect();
     // Deployments that CodeDeploy made for instances it had missed concern these alone.
     if group.deployments.is_empty() || !group.deployments.iter().all(|d| d.auto_update) {

@@ -328,7 +328,7 @@ async fn find_fleet(
     let found = try_join(
         inventory::find(client, group, running, documents.platforms(), clock),
         // A deployment that was waited for counts.
-        freshness::read(client, group),
+        freshness::read(client, group, clock),
     );
     match timeout_at(by, found).await {
         Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),

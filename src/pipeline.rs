@@ -54,13 +54,13 @@ pub async fn actions(
     let mut wanted: BTreeMap<GroupName, Vec<Name>> = BTreeMap::new();
     let mut problems = Problems::default();
     problems.extend(lag.and_then(|lag| lag.problem(pipeline, execution_id)));
-    for row in newest_per_action(&rows)
-        .values()
-        .filter(|row| has_ended(row))
-    {
+    // A try that deployed nothing does not hide the one before it, nor does one that still runs.
+    let over = rows
+        .iter()
+        .filter(|row| has_ended(row) && (succeeded(row) || deployment(row).is_some()));
+    for row in newest_per_action(over).values() {
         match read_action(row, order, home) {
-            Ok(None) => {}
-            Ok(Some((name, id))) => wanted.entry(name).or_default().push(id),
+            Ok((name, id)) => wanted.entry(name).or_default().push(id),
             Err(problem) => problems.note(problem),
         }
     }
@@ -82,6 +82,8 @@ enum Lag {
     /// The execution succeeded long after the last of the listed actions ended. CodePipeline may have noticed that
     /// late, so that this alone is no problem.
     LateSuccess,
+    /// The execution did not succeed, and none of the listed actions is CodeDeploy's: its row may be missing.
+    NotOurs,
 }
 
 impl Lag {
@@ -94,10 +96,13 @@ impl Lag {
             let at = i64::try_from(at.0).unwrap_or(i64::MAX);
             last_end.is_some_and(|end| end < at - LAST_END_SECONDS)
         };
+        let newest = newest_per_action(rows.iter());
         if rows.is_empty() {
             Some(Self::NoAction)
-        } else if !newest_per_action(rows).values().all(|row| has_ended(row)) {
+        } else if !newest.values().all(|row| has_ended(row)) {
             Some(Self::Unended)
+        } else if succeeded_at.is_none() && newest.is_empty() {
+            Some(Self::NotOurs)
         } else {
             succeeded_at.is_some_and(late).then_some(Self::LateSuccess)
         }
@@ -107,7 +112,7 @@ impl Lag {
         let listed = match self {
             Self::NoAction => "no action",
             Self::Unended => "a CodeDeploy action that has not ended",
-            Self::LateSuccess => return None,
+            Self::LateSuccess | Self::NotOurs => return None,
         };
         let message = format!(
             "CodePipeline still lists {listed} for execution {execution_id} of pipeline {pipeline} {} s after the event \
@@ -198,11 +203,11 @@ fn has_ended(row: &ActionExecutionDetail) -> bool {
 }
 
 /// The CodeDeploy actions. A retried stage has several rows for one action: the last one counts.
-fn newest_per_action(
-    rows: &[ActionExecutionDetail],
-) -> BTreeMap<(&str, &str), &ActionExecutionDetail> {
+fn newest_per_action<'a>(
+    rows: impl Iterator<Item = &'a ActionExecutionDetail>,
+) -> BTreeMap<(&'a str, &'a str), &'a ActionExecutionDetail> {
     let mut newest: BTreeMap<_, &ActionExecutionDetail> = BTreeMap::new();
-    for row in rows.iter().filter(|row| is_codedeploy(row)) {
+    for row in rows.filter(|row| is_codedeploy(row)) {
         let key = (
             row.stage_name().unwrap_or_default(),
             row.action_name().unwrap_or_default(),
@@ -216,17 +221,22 @@ fn newest_per_action(
     newest
 }
 
-/// The group and the deployment of an action that has ended; none when it failed before it deployed anything.
+/// The deployment that an action made, if it made one.
+fn deployment(row: &ActionExecutionDetail) -> Option<&str> {
+    let result = row.output()?.execution_result()?;
+    result.external_execution_id()
+}
+
+fn succeeded(row: &ActionExecutionDetail) -> bool {
+    row.status() == Some(&ActionExecutionStatus::Succeeded)
+}
+
+/// The group and the deployment of an action that has ended.
 fn read_action(
     row: &ActionExecutionDetail,
     order: &Order,
     home: &Home,
-) -> Result<Option<(GroupName, Name)>, Problem> {
-    let output = row.output().and_then(|output| output.execution_result());
-    let id = output.and_then(|result| result.external_execution_id());
-    if id.is_none() && row.status() != Some(&ActionExecutionStatus::Succeeded) {
-        return Ok(None);
-    }
+) -> Result<(GroupName, Name), Problem> {
     let action = format!(
         "action {}/{}",
         row.stage_name().unwrap_or_default(),
@@ -256,7 +266,7 @@ fn read_action(
             .and_then(|value| Name::read(value))
             .ok_or_else(|| lacks(key))
     };
-    let id = id
+    let id = deployment(row)
         .and_then(Name::read)
         .ok_or_else(|| lacks("deployment id"))?;
     let region = match input.region() {
@@ -269,7 +279,7 @@ fn read_action(
         application: configured("ApplicationName")?,
         deployment_group: configured("DeploymentGroupName")?,
     };
-    Ok(Some((group, id)))
+    Ok((group, id))
 }
 
 /// What belongs to another account is told, and nothing is asked there.
@@ -332,7 +342,7 @@ mod tests {
             [row("old", 1), row("new", 2)],
             [row("new", 2), row("old", 1)],
         ] {
-            let newest = newest_per_action(&rows);
+            let newest = newest_per_action(rows.iter());
             let ids: Vec<_> = newest
                 .values()
                 .filter_map(|row| row.action_execution_id())

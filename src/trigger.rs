@@ -21,11 +21,12 @@ pub(crate) const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change No
 
 /// The states in which an execution has ended, and how. One that did not succeed has deployed as well: an approval was
 /// rejected after a stage that deploys, a newer execution overtook it, somebody stopped it.
-const EXECUTION_ENDS: [(&str, Ended); 4] = [
+const EXECUTION_ENDS: [(&str, Ended); 5] = [
     ("SUCCEEDED", Ended::Succeeded),
     ("FAILED", Ended::Otherwise),
     ("STOPPED", Ended::Otherwise),
     ("SUPERSEDED", Ended::Otherwise),
+    ("CANCELED", Ended::Otherwise),
 ];
 /// The same of a deployment: one often fails *because* an agent was deaf or out of memory.
 const DEPLOYMENT_ENDS: [(&str, Ended); 3] = [

@@ -384,7 +384,7 @@ fn info(context: &Context<'_>, deployment: &Deployment) -> Value {
         "deploymentOverview": server.then(|| overview(deployment)),
         "creator": deployment.creator,
         "ignoreApplicationStopFailures": false,
-        "updateOutdatedInstancesOnly": false,
+        "updateOutdatedInstancesOnly": deployment.outdated_only,
         "deploymentStyle": { "deploymentType": style, "deploymentOption": "WITHOUT_TRAFFIC_CONTROL" },
         "instanceTerminationWaitTimeStarted": false,
         "fileExistsBehavior": "DISALLOW",

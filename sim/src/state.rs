@@ -366,6 +366,8 @@ pub struct Deployment {
     pub completed_at: Option<f64>,
     /// It ended before it deployed anything: it has no start and no targets.
     pub never_started: bool,
+    /// It goes to those alone that an earlier one had missed (`updateOutdatedInstancesOnly`).
+    pub outdated_only: bool,
     /// What it deploys to.
     pub targets: Vec<Target>,
 }
@@ -383,6 +385,7 @@ impl Default for Deployment {
             created_at: -60.0,
             completed_at: None,
             never_started: false,
+            outdated_only: false,
             targets: Vec::new(),
         }
     }

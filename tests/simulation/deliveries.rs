@@ -217,7 +217,7 @@ impl Delivery {
 
 /// How an execution ends whose CodeDeploy actions are over: something after them may fail or be rejected, somebody may
 /// stop it, a newer execution may overtake it. The event and the name under which it is counted; none is a success.
-const EXECUTION_ENDS: [(&str, Option<&str>); 12] = [
+const EXECUTION_ENDS: [(&str, Option<&str>); 13] = [
     ("SUCCEEDED", None),
     ("SUCCEEDED", None),
     ("SUCCEEDED", None),
@@ -230,6 +230,7 @@ const EXECUTION_ENDS: [(&str, Option<&str>); 12] = [
     ("FAILED", Some("execution that failed")),
     ("STOPPED", Some("execution that was stopped")),
     ("SUPERSEDED", Some("execution that was superseded")),
+    ("CANCELED", Some("execution that was canceled")),
 ];
 fn pipeline(rng: &mut Rng, ended: f64) -> Delivery {
     let (state, kind) = *pick(rng, &EXECUTION_ENDS);

@@ -331,6 +331,7 @@ impl Draft {
             created_at: completed - between(&mut self.rng, 20.0, 300.0),
             completed_at: Some(completed),
             targets: if no_targets { Vec::new() } else { targets },
+            outdated_only: false,
         };
         self.groups.push(Group {
             status,
@@ -680,6 +681,7 @@ impl Draft {
                 status: (*pick(&mut self.rng, &words)).to_owned(),
                 never_started: false,
                 creator: creator.to_owned(),
+                outdated_only: one_in(&mut self.rng, 4),
                 created_at: created,
                 completed_at: Some(ended),
                 targets,

@@ -94,6 +94,8 @@ pub struct Evidence<'a> {
     standings: Standings<'a>,
     /// The commands, each with the call that made it.
     commands: Vec<(&'a Call, &'a Command)>,
+    /// The questions for the deployments of a group that were answered.
+    looks: Vec<&'a Call>,
     violations: Vec<Violation>,
 }
 
@@ -133,6 +135,10 @@ impl<'a> Evidence<'a> {
             deliveries: scene.tracks.iter().flatten().collect(),
             standings: standings(scene),
             commands,
+            looks: calls
+                .iter()
+                .filter(|call| call.operation == "ListDeployments" && call.status == 200)
+                .collect(),
             violations: Vec::new(),
         }
     }

@@ -36,13 +36,14 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
 ];
 /// Kinds of deliveries, and what became of them.
-const DELIVERIES: [&str; 23] = [
+const DELIVERIES: [&str; 24] = [
     "events of several groups at the same time",
     "pipeline's event",
     "deployment's event",
     "execution that failed",
     "execution that was stopped",
     "execution that was superseded",
+    "execution that was canceled",
     "deployment that failed",
     "deployment that was stopped",
     "request by hand",

@@ -793,3 +793,104 @@ async fn a_deployment_that_was_waited_for_counts_for_what_is_fresh() {
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"restarted": 2}));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_deployed_nothing_does_not_hide_the_one_before_it() {
+    // The stage was tried again, which could not even create a deployment; or is being tried again.
+    for (status, ended) in [("Failed", -5.0), ("Succeeded", 300.0)] {
+        let story = actions(Story::of(2), |actions| {
+            actions[0].status = "Failed".to_owned();
+            actions[0].updated_at = -50.0;
+            let mut again = actions[0].clone();
+            again.status = status.to_owned();
+            again.deployment_id = None;
+            again.updated_at = ended;
+            actions.push(again);
+        });
+        let told = story.event(&event("pipeline-failed")).await;
+        assert_eq!(told.counts(), &json!({"restarted": 2}), "{status}");
+    }
+}
+
+/// Beside the story's action, one of a stage long before; the story's own is listed from then on.
+fn after_source(story: Story, visible_at: f64) -> Story {
+    actions(story, |actions| {
+        let mut source = actions[0].clone();
+        source.stage = "Source".to_owned();
+        source.category = "Source".to_owned();
+        source.provider = "S3".to_owned();
+        source.updated_at = -600.0;
+        actions[0].visible_at = Some(visible_at);
+        actions.push(source);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_execution_that_did_not_succeed_is_not_ignored_before_its_rows_can_be_there() {
+    let story = after_source(Story::of(1), 1.0);
+    let told = story.event(&event("pipeline-failed")).await;
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+
+    let story = actions(Story::of(1), |actions| {
+        actions[0].provider = "CodeDeployToECS".to_owned();
+    });
+    let told = story.event(&event("pipeline-failed")).await;
+    assert_eq!(told.answer["result"], "ignored");
+    assert!(
+        (29.0..32.0).contains(&story.elapsed()),
+        "{}",
+        story.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_execution_that_was_canceled_has_deployed_what_it_had() {
+    let mut canceled = event("pipeline-failed");
+    canceled["detail"]["state"] = json!("CANCELED");
+    let told = Story::of(2).event(&canceled).await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_deployment_whose_end_is_not_told_may_have_ended_just_now() {
+    let story = later(Story::of(2), "user", 2).given(|state| {
+        state.deployment("d-LATER0001").completed_at = None;
+    });
+    // The event comes an hour late.
+    let mut event = event("codedeploy-success");
+    event["time"] = json!("2026-02-17T08:14:05Z");
+    let told = story.event(&event).await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_to_outdated_instances_alone_does_not_hide_the_whole_one_before_it() {
+    let story = super::decisions::tagged(2).given(|state| {
+        let mut outdated = state.deployment("d-EXAMPLEE5").clone();
+        outdated.id = "d-OUTDATED1".to_owned();
+        outdated.outdated_only = true;
+        outdated.targets.remove(0);
+        let whole = state.deployment("d-EXAMPLEE5");
+        whole.created_at = -5_000.0;
+        whole.completed_at = Some(-4_900.0);
+        state.region(REGION).deployments.push(outdated);
+    });
+    let told = story.event(&request(json!({}))).await;
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_that_were_not_listed_at_first_are_asked_for_again_when_the_group_is_quiet() {
+    let story = super::decisions::tagged(2).given(|state| {
+        state.deployment("d-EXAMPLEE5").status = "Queued".to_owned();
+    });
+    let begins = async {
+        tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+        story
+            .world
+            .with(|state| state.deployment("d-EXAMPLEE5").status = "Succeeded".to_owned());
+    };
+    let stopped = event("pipeline-stopped");
+    let (told, ()) = tokio::join!(story.event(&stopped), begins);
+    assert_eq!(told.counts(), &json!({"restarted": 2}));
+}

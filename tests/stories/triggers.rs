@@ -54,10 +54,9 @@ async fn events_that_are_none_of_ours_are_ignored_without_a_call() {
     for (event, reason) in [
         (
             event("pipeline-started"),
-            "the pipeline execution's detail.state is \"STARTED\"; it has ended only in SUCCEEDED, FAILED, STOPPED, SUPERSEDED",
+            "the pipeline execution's detail.state is \"STARTED\"; it has ended only in SUCCEEDED, FAILED, STOPPED, SUPERSEDED, CANCELED",
         ),
         (in_state("pipeline-succeeded", "RESUMED"), "RESUMED"),
-        (in_state("pipeline-succeeded", "CANCELED"), "CANCELED"),
         (in_state("pipeline-succeeded", "STOPPING"), "STOPPING"),
         (event("action-succeeded"), "CodePipeline Action Execution"),
         (

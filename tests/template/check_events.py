@@ -38,8 +38,8 @@ PASSING = {
 
 # The states of each kind of event (CodePipeline and CodeDeploy User Guides, "Monitoring with EventBridge") that are a success, another end, or no end.
 SUCCESSES = {"aws.codepipeline": ["SUCCEEDED"], "aws.codedeploy": ["SUCCESS"]}
-OTHER_ENDS = {"aws.codepipeline": ["FAILED", "STOPPED", "SUPERSEDED"], "aws.codedeploy": ["FAILURE", "STOP"]}
-NO_ENDS = {"aws.codepipeline": ["STARTED", "RESUMED", "CANCELED", "STOPPING"], "aws.codedeploy": ["START", "READY"]}
+OTHER_ENDS = {"aws.codepipeline": ["FAILED", "STOPPED", "SUPERSEDED", "CANCELED"], "aws.codedeploy": ["FAILURE", "STOP"]}
+NO_ENDS = {"aws.codepipeline": ["STARTED", "RESUMED", "STOPPING"], "aws.codedeploy": ["START", "READY"]}
 # Other kinds of events of the same sources that tell of a success too.
 OTHER_KINDS = {
     "aws.codepipeline": ["CodePipeline Stage Execution State Change", "CodePipeline Action Execution State Change"],

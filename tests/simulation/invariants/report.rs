@@ -147,7 +147,8 @@ impl Evidence<'_> {
                             && !between
                             && !self.is_forgotten(meant, id, invocation)
                     }
-                    "unreachable" => {
+                    // Else Systems Manager refused a command to it.
+                    "unreachable" if !matches!(entry.decision, Decision::Restart(..)) => {
                         let asked = calls
                             .iter()
                             .filter(|call| call.operation == "DescribeInstances");

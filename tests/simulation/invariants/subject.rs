@@ -169,12 +169,8 @@ impl<'a> Evidence<'a> {
         if meant.deployments.is_empty() {
             return f64::MIN;
         }
-        let looked = self.calls.iter().rev().find(|look| {
-            look.operation == "ListDeployments"
-                && look.access_key == call.access_key
-                && look.at < call.at
-                && look.status == 200
-                && is_about(look, meant)
+        let looked = self.looks.iter().rev().find(|look| {
+            look.access_key == call.access_key && look.at < call.at && is_about(look, meant)
         });
         let looked = looked.map_or(f64::MIN, |look| look.at);
         let created = meant.deployments.iter().map(|d| d.created_at);
@@ -227,7 +223,9 @@ impl<'a> Evidence<'a> {
             .map(|row| row.updated_at)
             .filter(|end| *end <= last.at);
         let late = succeeded && ends.fold(f64::MIN, f64::max) < at - LIST_LAG - 1.0;
-        let settled = !shown.is_empty() && !open && !late;
+        // An execution that did not succeed may have failed at an action whose row is not there yet.
+        let ours = succeeded || shown.iter().any(|row| is_codedeploy(row));
+        let settled = !shown.is_empty() && !open && !late && ours;
         let waited = last.at - first.at >= LIST_LAG - 1.0;
         let mut listed = match settled || waited {
             true => listed(&rows, begun, last.at),
@@ -268,7 +266,7 @@ impl<'a> Evidence<'a> {
             |one: &(f64, &Deployment), other: &(f64, &Deployment)| one.0.total_cmp(&other.0);
         let ended = done().max_by(newest);
         let succeeded = done()
-            .filter(|(_, d)| d.status == "Succeeded")
+            .filter(|(_, d)| d.status == "Succeeded" && !d.outdated_only)
             .max_by(newest);
         let found: Vec<(f64, &Deployment)> = [ended, succeeded].into_iter().flatten().collect();
         let certain = found.iter().all(|(time, _)| *time <= from) && ours().count() <= RECENT;
@@ -301,20 +299,22 @@ fn is_shown(row: &Action, at: f64) -> bool {
     row.visible_at.is_none_or(|time| time <= at)
 }
 
-/// The groups of the actions that have ended, by the last row of each that is shown at that time.
+/// The groups of the actions that have ended, by the last row of each that is shown at that time: a try that deployed nothing
+/// does not hide the one before it.
 fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
     let mut last: BTreeMap<(&str, &str), &Action> = BTreeMap::new();
-    for row in rows
-        .iter()
-        .filter(|row| is_codedeploy(row) && is_shown(row, to))
-    {
+    let over = |row: &&&Action| {
+        let deployed = row.status == "Succeeded" || row.deployment_id.is_some();
+        is_codedeploy(row) && is_shown(row, to) && row.updated_at <= to && deployed
+    };
+    for row in rows.iter().filter(over) {
         let known = last.entry((&row.stage, &row.action)).or_insert(row);
         if row.updated_at > known.updated_at {
             *known = row;
         }
     }
     let mut listed = Listed::default();
-    for row in last.into_values().filter(|row| row.updated_at <= to) {
+    for row in last.into_values() {
         let ours = row
             .role_arn
             .as_ref()
@@ -328,8 +328,6 @@ fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
                 }
                 listed.wanted.entry(key).or_default().push(id.clone());
             }
-            // An action that failed before it deployed anything has no id.
-            (_, _, None) if row.status != "Succeeded" => {}
             _ => listed.problem = true,
         }
     }
