@@ -75,7 +75,7 @@ enum Part {
 const API: [Part; 23] = [
     Part::Usual,
     Part::Fails(AgentFault::AgentUnhealthy),
-    Part::RestartedByHand,
+    Part::Usual,
     Part::Small,
     Part::Launching,
     Part::Busy,
@@ -88,7 +88,7 @@ const API: [Part; 23] = [
     Part::Fails(AgentFault::OldAgentSurvived),
     Part::Fails(AgentFault::AgentDown),
     Part::Fails(AgentFault::ServiceManagerFailed),
-    Part::Usual,
+    Part::RestartedByHand,
     Part::NotInstalled,
     Part::Fails(AgentFault::PreflightFailed),
     Part::ForeignOutput,
@@ -377,8 +377,9 @@ fn incident(id: &str, name: &str, part: Part) -> Option<Incident> {
         change,
     };
     match part {
+        // After the end of somebody else's deployment, and before its turn: else it would be stale.
         Part::RestartedByHand => Some(incident(
-            15,
+            60,
             format!("somebody restarts the agent of {name} by hand"),
             Box::new(move |state, at| {
                 let agent = &mut state.host(&id).agent;
