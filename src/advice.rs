@@ -21,7 +21,7 @@ pub fn on_outcome(cause: Cause) -> &'static str {
         }
         Cause::Skipped => "nothing",
         Cause::DeploymentRuns => {
-            "nothing, if this function also hears of that deployment's success: it brings the restart; \
+            "nothing, if this function also hears of that deployment's end: it brings the restart; \
              else repeat by hand"
         }
         Cause::Unreachable | Cause::Undelivered => {

@@ -9,17 +9,17 @@ worded! {
         Restarted = "restarted",
         /// No agent was running; one runs now and is proven healthy.
         Started = "started",
-        /// The agent already started after the deployment, and is proven healthy.
+        /// The agent already started after the last deployment, and is proven healthy.
         AlreadyRestarted = "already-restarted",
         /// The agent uses less memory than the threshold, and is proven healthy.
         BelowThreshold = "below-threshold",
-        /// Deliberately left alone: starting, leaving, gone, or never deployed to.
+        /// Deliberately left alone: starting, leaving, or not running.
         Skipped = "skipped",
         /// The document ran and reports a failure, or an answer that proves nothing.
         Failed = "failed",
         /// A lifecycle event, an update, another restart or another deployment was running.
         Busy = "busy",
-        /// Systems Manager cannot reach the instance.
+        /// Systems Manager cannot reach the instance, which runs as far as is known.
         Unreachable = "unreachable",
         /// The command is not known to have run on the instance.
         Undelivered = "undelivered",

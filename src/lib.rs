@@ -1,38 +1,40 @@
 //! Restarts the CodeDeploy agent on every instance that a deployment went to, and tells somebody about each
 //! agent that it could not restart.
 //!
-//! An event is the end of a CodePipeline execution or of a CodeDeploy deployment, or a request by hand;
+//! An event is the end of a CodePipeline execution or of a CodeDeploy deployment, a success or not, or a request by hand;
 //! everything else is ignored with a reason. [`Restarter::handle`] is the story of one event:
 //!
-//! 1. [`trigger`] reads what the event orders, out of what it came in ([`wrapping`]). Then the deployment groups that are meant are found, with the
-//!    targets of their deployments: [`pipeline`] asks CodePipeline for an execution's deployments, [`deployments`]
-//!    asks CodeDeploy about them; an agent that started after they ended is fresh.
+//! 1. [`trigger`] reads what the event orders, out of what it came in ([`wrapping`]). Then [`groups`] finds the deployment
+//!    groups that are meant: [`pipeline`] asks CodePipeline for an execution's deployments, once its list has settled, and
+//!    [`deployments`] asks CodeDeploy about them and whom they went to.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
-//!    [`inventory`] asks Auto Scaling, Systems Manager and CodeDeploy about the group's instances, and [`decision`]
-//!    says of each whether a restart is ordered, or why not. [`restart`] sends each [`platform`] its Run Command document
-//!    and asks for results until each instance has an [`outcome`]; [`window`] tells it how many may be sent to, and when
-//!    to stop after failures, [`flights`] who is late. Groups live side by side, but groups that have targets in common
-//!    follow each other: what the first one restarts is fresh for the next.
+//!    [`freshness`] asks what was deployed since: an agent is fresh if it started after the last deployment to its host ended.
+//!    [`inventory`] asks Auto Scaling and Systems Manager about the group's instances, and [`ec2`] whether those run that
+//!    Systems Manager does not reach; [`decision`] says of each whether a restart is ordered, or why not. [`restart`] sends
+//!    each [`platform`] its Run Command document and asks for results until each instance has an [`outcome`]; [`window`]
+//!    tells it how many may be sent to, and when to stop after failures, [`flights`] who is late. Groups live side by side,
+//!    but groups that have targets in common follow each other: what the first one restarts is fresh for the next.
 //! 3. The [`report`] holds every instance in one of thirteen outcomes ([`kind`]) and every call that failed as a
-//!    [`problem`]. It is returned as JSON ([`answer`]), logged, printed as [`metrics`], and told: [`notify`] publishes
-//!    one [`message`] for each group in which anything needs attention (or for every group, if so set), and one for
-//!    problems that belong to no group. What people should do comes from [`advice`].
+//!    [`problem`]; so is a group of which nobody is found, since nothing is fine because an answer was empty. It is returned
+//!    as JSON ([`answer`]), logged, printed as [`metrics`], and told: [`notify`] publishes one [`message`] for each group in
+//!    which anything needs attention (or for every group, if so set), and one for problems that belong to no group. What
+//!    people should do comes from [`advice`].
 //!
 //! | below all of it | |
 //! |---|---|
 //! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each exit code which outcome it makes, how bad that is, and whether it counts as a failure that stops the sending. |
 //! | [`settings`] | What operators set. |
 //! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
-//! | [`ec2`] | The one operation of EC2, without the SDK's client for all of them. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
 //! An event has Lambda's 15 minutes. Finding the deployments may take 60 s; together with finding the instances 90 s, not
 //! counting the wait for quiet; 45 s are kept for the report; the rest is for sending and waiting. Whoever has no result by then is reported as
 //! well: not sent to (`held-back`), or sent to without a result (`unfinished`). While another deployment of its group
-//! runs, an instance is `busy`: that deployment's own end brings the restart, if its event reaches this function too.
+//! runs, an instance is `busy`: that deployment's own end brings the restart, if its event reaches this function too. One
+//! that CodeDeploy made for instances it had missed keeps these alone.
 //!
 //! The *host* decides, in the document's script, whether an ordered restart is safe, and proves that a new, healthy agent runs
-//! afterwards. An agent that started after the deployment is left alone there, and of two scripts at once the second
+//! afterwards. A fresh agent is left alone there, and of two scripts at once the second
 //! waits for the first. So it does no harm that an event is delivered twice, that a request is repeated, or that an
 //! instance is in two groups; open troubles are told again.
 //!

@@ -24,7 +24,7 @@ pub enum Cause {
     Reported(Verdict),
     /// The document's step ended, and its output proves nothing.
     NoProof,
-    /// Starting, leaving, gone, or never deployed to.
+    /// Starting, leaving, or not running.
     Skipped,
     /// Another deployment of the group runs.
     DeploymentRuns,

@@ -36,13 +36,13 @@ pub enum Code {
     TooManyPages,
     /// The event, or an action of the pipeline, belongs to this account, which is not the function's.
     OtherAccount(AccountId),
-    /// CodePipeline's list of actions does not settle.
+    /// CodePipeline's list of actions does not settle; those that it lists go on.
     ActionsNotListed,
-    /// A succeeded action lacks what a deployment needs.
+    /// An action that has ended lacks what a deployment needs.
     IncompleteAction,
     /// The deployment belongs to another group.
     ForeignDeployment,
-    /// The group has no deployment that could be meant.
+    /// The group has no deployment that could be meant, and no members.
     NoDeployment,
     /// A deployment without targets, of a group without members.
     NoTargets,

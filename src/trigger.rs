@@ -130,7 +130,7 @@ pub enum Subject {
         application: Name,
         /// The deployment group.
         deployment_group: Name,
-        /// The deployment whose instances are meant; none means the last successful one.
+        /// The deployment whose instances are meant; none means the last that ended and the last that succeeded.
         #[serde(skip_serializing_if = "Option::is_none")]
         deployment_id: Option<Name>,
     },

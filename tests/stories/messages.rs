@@ -761,7 +761,7 @@ async fn the_mail_about_a_fleet_that_another_deployment_keeps_busy() {
 
     WARNING busy:
       i-00000000000000001 (i-00000000000000001.us-east-1.compute.internal): deployment d-RUNNING01 of the group is running
-      Do: nothing, if this function also hears of that deployment's success: it brings the restart; else repeat by hand.
+      Do: nothing, if this function also hears of that deployment's end: it brings the restart; else repeat by hand.
     ");
 }
 
