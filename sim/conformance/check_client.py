@@ -3,7 +3,7 @@
 
     check_client.py --sim BINARY [--transcripts DIR]
 
-Starts `BINARY serve` with world.json on a free loopback port, asks all 14 operations with
+Starts `BINARY serve` with world.json on a free loopback port, asks all 13 operations with
 boto3's clients, follows every page to the end, provokes the errors that the restarter
 has to understand, sends commands and polls them to their end. One line for each check;
 exit status 1 when one fails. With --transcripts the server records every exchange there,

@@ -1148,7 +1148,7 @@ class Checker:
             return
         service, name = exchange["service"], exchange["operation"]
         if name not in OPERATIONS.get(service, ()):
-            problem = Problem("", "not one of the 14 operations that the restarter may call", name)
+            problem = Problem("", "not one of the 13 operations that the restarter may call", name)
             self._add(service, name, "request", problem, where)
             return
         operation = self._operation(service, name)
@@ -1324,7 +1324,7 @@ def main(arguments=None, write=print):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directories", nargs="+", metavar="DIR")
     parser.add_argument("--require-operations", action="store_true",
-                        help="fail when one of the 14 operations was never answered successfully")
+                        help="fail when one of the 13 operations was never answered successfully")
     parser.add_argument("--invented", default="", metavar="WORD,WORD...",
                         help="count these unknown values of the enumerations listed in UNKNOWN_ENUMS")
     parser.add_argument("--refused-requests-allowed", action="store_true",
