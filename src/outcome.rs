@@ -5,6 +5,7 @@ use aws_sdk_ssm::types::{CommandInvocation, CommandInvocationStatus, CommandPlug
 
 use crate::document::{self, Line, Memory, Verdict};
 use crate::kind::{Kind, Severity};
+use crate::problem::CallError;
 use crate::text::{host_says, quoted};
 
 /// Characters of raw text that are shown when an answer is not the document's.
@@ -146,6 +147,30 @@ impl Outcome {
             command_id: None,
             memory: None,
         }
+    }
+
+    /// Nothing was sent, because a call failed.
+    pub fn failed_call(reason: &str) -> Self {
+        Self::of(Cause::FailedCall, format!("not sent: {reason}"))
+    }
+
+    /// Nothing was sent, because it was too late for that.
+    pub fn no_time() -> Self {
+        let detail = "not sent: no time left before the function's end";
+        Self::of(Cause::NoTime, detail)
+    }
+
+    /// Systems Manager refused a command to it alone.
+    pub fn refused(error: &CallError) -> Self {
+        let cause = match error.code.is_denied() {
+            true => Cause::Denied,
+            false => Cause::Unreachable,
+        };
+        let (code, message) = (error.code.word(), &error.message);
+        Self::of(
+            cause,
+            format!("Systems Manager refuses it: {code}: {message}"),
+        )
     }
 
     /// The same, of the command with this id.

@@ -141,7 +141,7 @@ pub enum Subject {
 pub enum Ended {
     /// Whatever it had to deploy is deployed.
     Succeeded,
-    /// It failed, was stopped or was overtaken: some of it may be deployed.
+    /// It failed, was stopped, overtaken or canceled: some of it may be deployed.
     Otherwise,
 }
 

@@ -169,7 +169,7 @@ impl Window {
             self.refill();
         }
         if now >= self.limits.last_send {
-            self.stop(&no_time());
+            self.stop(&Outcome::no_time());
         }
         if let Some(chunk) = self.chunks.front() {
             let ids = chunk.ids.clone();
@@ -224,7 +224,7 @@ impl Window {
         self.denials += usize::from(denied);
         if denied && !self.accepted && self.denials >= MAX_DENIALS {
             self.note(Step::Send, &error);
-            let outcome = failed_call(&error.message);
+            let outcome = Outcome::failed_call(&error.message);
             self.settle_all(chunk.ids, &outcome);
             self.stop(&outcome);
         } else if denied || error.code.refuses_an_id() {
@@ -244,7 +244,7 @@ impl Window {
             self.no_document(platform, &reason(&error));
         } else {
             self.note(Step::Send, &error);
-            let stop = failed_call(&reason(&error));
+            let stop = Outcome::failed_call(&reason(&error));
             let outcome = match error.code.may_have_arrived() {
                 true => Outcome::of(
                     Cause::FailedCall,
@@ -316,10 +316,10 @@ impl Window {
         match (why, error) {
             // Without an answer the first one stands.
             (Why::Offline, _) => self.give_up_offline(),
-            (Why::Stale(_) | Why::Refused, None) => self.stop(&no_time()),
+            (Why::Stale(_) | Why::Refused, None) => self.stop(&Outcome::no_time()),
             (Why::Stale(_) | Why::Refused, Some(error)) => {
                 self.note(Step::Send, &error);
-                self.stop(&failed_call(&reason(&error)));
+                self.stop(&Outcome::failed_call(&reason(&error)));
             }
         }
     }
@@ -357,8 +357,8 @@ impl Window {
         }
         for (id, error) in denied {
             match self.accepted {
-                true => self.settle(id, refused(&error)),
-                false => self.settle(id, failed_call(&error.message)),
+                true => self.settle(id, Outcome::refused(&error)),
+                false => self.settle(id, Outcome::failed_call(&error.message)),
             }
         }
         self.give_up_offline();
@@ -372,7 +372,9 @@ impl Window {
             self.settle(id, outcome);
         }
         let problem = self.results.problems.iter().next();
-        let outcome = problem.map_or_else(no_time, |problem| failed_call(&problem.message));
+        let outcome = problem.map_or_else(Outcome::no_time, |problem| {
+            Outcome::failed_call(&problem.message)
+        });
         self.stop(&outcome);
         self.results
     }
@@ -423,7 +425,7 @@ impl Window {
             let id = id.clone();
             match error.code.is_denied() {
                 true => self.denied.push((id, error)),
-                false => self.settle(id, refused(&error)),
+                false => self.settle(id, Outcome::refused(&error)),
             }
             return;
         }
@@ -479,26 +481,6 @@ impl Window {
     fn note(&mut self, step: Step, error: &CallError) {
         self.results.problems.note(Problem::of_call(step, error));
     }
-}
-
-/// Because a call failed.
-fn failed_call(reason: &str) -> Outcome {
-    Outcome::of(Cause::FailedCall, format!("not sent: {reason}"))
-}
-
-fn no_time() -> Outcome {
-    let detail = "not sent: no time left before the function's end";
-    Outcome::of(Cause::NoTime, detail)
-}
-
-/// An instance that Systems Manager names as the reason of a refusal, or that is left as the only one.
-fn refused(error: &CallError) -> Outcome {
-    let cause = match error.code.is_denied() {
-        true => Cause::Denied,
-        false => Cause::Unreachable,
-    };
-    let detail = format!("Systems Manager refuses it: {}", reason(error));
-    Outcome::of(cause, detail)
 }
 
 fn reason(error: &CallError) -> String {

@@ -152,7 +152,9 @@ impl Evidence<'_> {
                         let asked = calls
                             .iter()
                             .filter(|call| call.operation == "DescribeInstances");
-                        let troubled = asked.into_iter().any(|call| call.status != 200);
+                        let troubled = asked
+                            .into_iter()
+                            .any(|call| call.status != 200 || call.error.is_some());
                         standings().next().is_some()
                             && standings().all(Standing::is_down)
                             && !host(&self.scene.state, &meant.region, id)
