@@ -252,7 +252,7 @@ async fn a_host_that_runs_without_systems_manager_is_told_of_however_old_its_dep
         ("running", 5.0),
         ("pending", 5.0),
         ("running", 200_000.0),
-        ("dozing", 5.0),
+        ("Dreaming", 5.0),
     ] {
         let story = tagged(2).given(|world| {
             let host = world.host(&id(2));
