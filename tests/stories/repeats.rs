@@ -145,3 +145,42 @@ async fn the_retry_after_a_report_that_was_not_published_hurts_nobody_and_tells(
         }
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn ten_applications_on_one_fleet_that_end_in_one_minute_restart_each_agent_and_tell_who_was_busy()
+ {
+    let story = (0..9).fold(Story::of(3), |story, n| {
+        super::groups::with_group_of_shop(story, &format!("app{n}"), REGION, 1..=3)
+    });
+    let orders = (0..10).map(|n| {
+        let mut order = event("codedeploy-success");
+        if n < 9 {
+            order["detail"]["application"] = json!("shop");
+            order["detail"]["deploymentGroup"] = json!(format!("app{n}"));
+            order["detail"]["deploymentId"] = json!(format!("d-APP{n}00001"));
+        }
+        order
+    });
+    let runs = orders.map(async |order| story.event(&order).await);
+    let all = futures_util::future::join_all(runs).await;
+    for told in &all {
+        let counts = told.counts().as_object().expect("counts").clone();
+        // As long as nothing is tried again by itself, who was busy for the whole wait needs somebody.
+        let busy = counts.contains_key("busy");
+        assert_eq!(told.answer["result"], if busy { "attention" } else { "ok" });
+        let known = ["restarted", "already-restarted", "busy"];
+        assert!(
+            counts.keys().all(|word| known.contains(&word.as_str())),
+            "{counts:?}"
+        );
+    }
+    story.world.with(|state| {
+        for n in 1..=3 {
+            assert_eq!(
+                state.host(&id(n)).agent.restarts.len(),
+                1,
+                "one restart is enough"
+            );
+        }
+    });
+}

@@ -339,3 +339,20 @@ async fn who_does_not_start_gives_its_slot_away_though_the_others_still_run() {
     let pause = sent[1] - sent[0];
     assert!((150.0..160.0).contains(&pause), "{pause} s");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_time_one_at_a_time_is_told_by_name_for_nothing_goes_on_by_itself() {
+    // As long as nothing is tried again by itself: each of them needs somebody.
+    for (instances, at_once) in [(40, "1"), (200, "10")] {
+        let story = Story::of(instances).setting("MAX_CONCURRENCY", at_once);
+        let told = story.run().await;
+        let counts = told.counts();
+        let count = |word: &str| counts[word].as_u64().unwrap_or(0);
+        assert!(count("held-back") > 0, "{counts}");
+        assert_eq!(count("held-back") + count("restarted"), instances as u64);
+        assert_eq!(told.answer["result"], "attention");
+        let rows = told.group()["attention"].as_array().expect("a list");
+        assert_eq!(rows.len() as u64, count("held-back"));
+        assert!(rows[0]["detail"].to_string().contains("no time left"));
+    }
+}
