@@ -151,7 +151,8 @@ impl Flights {
         for (id, flight) in &mut self.open {
             if flight.command_id == command_id {
                 let started = running.remove(id);
-                flight.late = started.is_none() && command.is_late(now);
+                flight.late =
+                    started.is_none() && !command.begun.contains(id) && command.is_late(now);
                 flight.unknown_status = started.flatten();
             }
         }

@@ -119,19 +119,8 @@ pub async fn find(
     if candidates.is_empty() {
         problems.note(no_targets(group));
     }
-    // Without this answer those it is about count as unreachable, and the others go on.
-    let unreached = instances(&candidates, |_, candidate| {
-        candidate.may_stay() && !candidate.is_online()
-    });
-    match describe_machines(client, &unreached).await {
-        Ok(mut machines) => {
-            for (target, candidate) in &mut candidates {
-                let machine = target.instance().and_then(|id| machines.remove(id));
-                candidate.machine = machine.unwrap_or_default();
-            }
-        }
-        Err(error) => problems.note(Problem::of_call(Step::Fleet, &error)),
-    }
+    let unanswered = ask_ec2(client, &mut candidates).await;
+    problems.extend(unanswered.map(|error| Problem::of_call(Step::Fleet, &error)));
 
     let instances = candidates
         .into_iter()
@@ -158,17 +147,28 @@ pub enum Question {
     LifecycleAndInventory,
 }
 
-/// Decides again for some instances of a fleet, after a while or a refusal. Also gives the moment since when the
-/// lifecycle states may have changed: not that of the question, since an answer may come after many attempts.
+/// What was decided again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// One for each instance.
+    pub decisions: BTreeMap<InstanceId, Decision>,
+    /// Since when the lifecycle states may have changed: not the moment of the question, since an answer may come after
+    /// many attempts.
+    pub read_at: Instant,
+    /// EC2 was asked, and did not answer.
+    pub unanswered: Option<CallError>,
+}
+
+/// Decides again for some instances of a fleet, after a while or a refusal.
 ///
 /// # Errors
-/// When a call fails for good.
+/// When another call than EC2's fails for good.
 pub async fn decide_again(
     client: &RegionClients,
     ids: &[InstanceId],
     circumstances: &Circumstances,
     question: Question,
-) -> Result<(BTreeMap<InstanceId, Decision>, Instant), CallError> {
+) -> Result<Again, CallError> {
     let asked_at = Instant::now();
     let mut lifecycles = describe_lifecycles(client, ids).await?;
     let answered = Instant::now().checked_sub(ATTEMPT_TIMEOUT);
@@ -191,18 +191,16 @@ pub async fn decide_again(
             (Target::Instance(id.clone()), candidate)
         })
         .collect();
-    let unreached = instances(&candidates, |_, candidate| {
-        candidate.may_stay() && !candidate.is_online()
-    });
-    let mut machines = describe_machines(client, &unreached).await?;
-    let mut decisions = BTreeMap::new();
-    for (target, candidate) in &mut candidates {
-        if let Some(id) = target.instance() {
-            candidate.machine = machines.remove(id).unwrap_or_default();
-            decisions.insert(id.clone(), decide(target, candidate, circumstances));
-        }
-    }
-    Ok((decisions, read_at))
+    let unanswered = ask_ec2(client, &mut candidates).await;
+    let decide = |(target, candidate): (&Target, &Candidate)| {
+        let decision = decide(target, candidate, circumstances);
+        Some((target.instance()?.clone(), decision))
+    };
+    Ok(Again {
+        decisions: candidates.iter().filter_map(decide).collect(),
+        read_at,
+        unanswered,
+    })
 }
 
 /// The instances among the candidates that fit.
@@ -460,19 +458,27 @@ fn read_node(info: &InstanceInformation) -> Node {
     }
 }
 
-/// What EC2 says of each of these.
-async fn describe_machines(
+/// Asks EC2 about those that Systems Manager does not reach. Without its answer they count as unreachable, and the others
+/// go on.
+async fn ask_ec2(
     client: &RegionClients,
-    ids: &[InstanceId],
-) -> Result<BTreeMap<InstanceId, Machine>, CallError> {
-    if ids.is_empty() {
-        return Ok(BTreeMap::new());
+    candidates: &mut BTreeMap<Target, Candidate>,
+) -> Option<CallError> {
+    let unreached = instances(candidates, |_, candidate| {
+        candidate.may_stay() && !candidate.is_online()
+    });
+    if unreached.is_empty() {
+        return None;
     }
-    let mut states = ec2::states(client, ids).await?;
-    let mut machines = BTreeMap::new();
-    for id in ids {
-        let machine = states.remove(id).map_or(Machine::NotThere, Machine::Is);
-        machines.insert(id.clone(), machine);
+    let mut states = match ec2::states(client, &unreached).await {
+        Ok(states) => states,
+        Err(error) => return Some(error),
+    };
+    for id in unreached {
+        let machine = states.remove(&id).map_or(Machine::NotThere, Machine::Is);
+        if let Some(candidate) = candidates.get_mut(&Target::Instance(id)) {
+            candidate.machine = machine;
+        }
     }
-    Ok(machines)
+    None
 }

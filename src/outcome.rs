@@ -154,6 +154,23 @@ impl Outcome {
         Self::of(Cause::FailedCall, format!("not sent: {reason}"))
     }
 
+    /// Nothing was sent, because this call failed.
+    pub fn not_sent(error: &CallError) -> Self {
+        Self::failed_call(&format!("{}: {}", error.code.word(), error.message))
+    }
+
+    /// Sending failed, and the command may have arrived all the same if there was no answer.
+    pub fn of_sending(error: &CallError) -> Self {
+        if !error.code.may_have_arrived() {
+            return Self::not_sent(error);
+        }
+        let detail = format!(
+            "sending got no answer ({}): the command may have arrived all the same",
+            error.message
+        );
+        Self::of(Cause::FailedCall, detail)
+    }
+
     /// Nothing was sent, because it was too late for that.
     pub fn no_time() -> Self {
         let detail = "not sent: no time left before the function's end";

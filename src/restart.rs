@@ -19,7 +19,7 @@ use crate::ids::InstanceId;
 use crate::inventory::{Fleet, Question, decide_again};
 use crate::outcome::{Progress, of_invocation};
 use crate::platform::Platform;
-use crate::problem::CallError;
+use crate::problem::{CallError, Step};
 use crate::settings::Settings;
 use crate::window::{Carried, Limits, Next, Plan, Results, Why, Window};
 
@@ -186,7 +186,12 @@ impl Run<'_> {
         };
         let again = decide_again(self.client, ids, &self.fleet.circumstances, question);
         match timeout_at(self.limits.last_send, again).await {
-            Ok(Ok((decisions, read_at))) => window.decided(why, decisions, read_at),
+            Ok(Ok(again)) => {
+                if let Some(error) = &again.unanswered {
+                    window.note(Step::Fleet, error);
+                }
+                window.decided(why, again.decisions, again.read_at);
+            }
             Ok(Err(error)) => window.undecided(why, Some(error)),
             Err(_) => window.undecided(why, None),
         }
@@ -199,12 +204,12 @@ impl Run<'_> {
         let by = (now + pace + LOOK_LIMIT).min(self.clock.until());
         let looks = window.open_commands().into_iter().map(async |command| {
             let answer = timeout_at(by, self.invocations(&command)).await;
-            (command, answer)
+            (command, answer, Instant::now())
         });
         // What one command's answer says counts, though another's is missing.
-        for (command, answer) in join_all(looks).await {
+        for (command, answer, at) in join_all(looks).await {
             match answer {
-                Ok(Ok(invocations)) => window.seen(&command, invocations, Instant::now()),
+                Ok(Ok(invocations)) => window.seen(&command, invocations, at),
                 Ok(Err(error)) => window.not_seen(&command, error),
                 // A look that begins just before the end has no chance, and says nothing.
                 Err(_) if by.duration_since(now) < pace => {}
@@ -214,6 +219,7 @@ impl Run<'_> {
                 }
             }
         }
+        window.looked(Instant::now());
     }
 
     async fn invocations(

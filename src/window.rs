@@ -109,6 +109,8 @@ pub struct Window {
     read_at: Instant,
     /// Sent to, and without an outcome.
     flights: Flights,
+    /// When the open commands were looked at, or the first of them was sent.
+    looked_at: Instant,
     /// Whether Systems Manager has accepted any command.
     accepted: bool,
     /// Commands that it denied so far.
@@ -145,6 +147,7 @@ impl Window {
         Self {
             accepted: !flights.is_empty(),
             flights,
+            looked_at: now,
             limits,
             failures: carried.failures,
             fresh: plan.fresh,
@@ -165,11 +168,19 @@ impl Window {
         if now >= self.limits.until {
             return Next::Done;
         }
+        if self.failures > self.limits.failures {
+            self.brake();
+        }
         if self.chunks.is_empty() {
             self.refill();
         }
         if now >= self.limits.last_send {
             self.stop(&Outcome::no_time());
+        }
+        // A call may take minutes: what became of those before is known before the next is sent.
+        let look_is_due = !self.flights.is_empty() && now - self.looked_at > self.tick();
+        if let (Some(_), true) = (self.chunks.front(), look_is_due) {
+            return Next::Wait(now);
         }
         if let Some(chunk) = self.chunks.front() {
             let ids = chunk.ids.clone();
@@ -196,6 +207,11 @@ impl Window {
         Next::Wait((now + self.tick()).min(self.limits.until))
     }
 
+    /// The open commands have been looked at.
+    pub fn looked(&mut self, now: Instant) {
+        self.looked_at = now;
+    }
+
     /// The commands that somebody's result is awaited of.
     pub fn open_commands(&self) -> BTreeSet<String> {
         self.flights.commands()
@@ -211,6 +227,9 @@ impl Window {
     /// The command of the last [`Next::Send`] was accepted under this id.
     pub fn sent(&mut self, command_id: &str, now: Instant) {
         self.accepted = true;
+        if self.flights.is_empty() {
+            self.looked_at = now;
+        }
         let ids = self.chunks.pop_front().into_iter().flat_map(|c| c.ids);
         self.flights.sent(ids, command_id, now);
     }
@@ -241,22 +260,14 @@ impl Window {
             self.note(Step::Send, &error);
             let platform = chunk.platform;
             self.chunks.push_front(chunk);
-            self.no_document(platform, &reason(&error));
+            self.no_document(
+                platform,
+                &format!("{}: {}", error.code.word(), error.message),
+            );
         } else {
             self.note(Step::Send, &error);
-            let stop = Outcome::failed_call(&reason(&error));
-            let outcome = match error.code.may_have_arrived() {
-                true => Outcome::of(
-                    Cause::FailedCall,
-                    format!(
-                        "sending got no answer ({}): the command may have arrived all the same",
-                        error.message
-                    ),
-                ),
-                false => stop.clone(),
-            };
-            self.settle_all(chunk.ids, &outcome);
-            self.stop(&stop);
+            self.settle_all(chunk.ids, &Outcome::of_sending(&error));
+            self.stop(&Outcome::not_sent(&error));
         }
     }
 
@@ -319,7 +330,7 @@ impl Window {
             (Why::Stale(_) | Why::Refused, None) => self.stop(&Outcome::no_time()),
             (Why::Stale(_) | Why::Refused, Some(error)) => {
                 self.note(Step::Send, &error);
-                self.stop(&Outcome::failed_call(&reason(&error)));
+                self.stop(&Outcome::not_sent(&error));
             }
         }
     }
@@ -385,14 +396,6 @@ impl Window {
         if self.queue.is_empty() {
             return;
         }
-        if self.failures > self.limits.failures {
-            let reason = format!(
-                "not sent: failed restarts: {}, MAX_ERRORS allows {}",
-                self.failures, self.limits.failures
-            );
-            let outcome = Outcome::of(Cause::TooManyErrors, reason);
-            return self.settle_unsent(|_| true, &outcome);
-        }
         let in_flight = self.flights.count();
         let free = self.limits.at_once.saturating_sub(in_flight);
         if in_flight > 0 && free * 4 < self.limits.at_once {
@@ -417,6 +420,16 @@ impl Window {
                 })
             })
             .collect();
+    }
+
+    /// More restarts have failed than may: nobody who has not been sent to is.
+    fn brake(&mut self) {
+        let reason = format!(
+            "not sent: failed restarts: {}, MAX_ERRORS allows {}",
+            self.failures, self.limits.failures
+        );
+        let outcome = Outcome::of(Cause::TooManyErrors, reason);
+        self.settle_unsent(|_| true, &outcome);
     }
 
     /// Halves a chunk that was refused; a single instance is the culprit.
@@ -478,13 +491,10 @@ impl Window {
         self.results.outcomes.insert(id, outcome);
     }
 
-    fn note(&mut self, step: Step, error: &CallError) {
+    /// A call failed for good.
+    pub fn note(&mut self, step: Step, error: &CallError) {
         self.results.problems.note(Problem::of_call(step, error));
     }
-}
-
-fn reason(error: &CallError) -> String {
-    format!("{}: {}", error.code.word(), error.message)
 }
 
 #[cfg(test)]

@@ -404,3 +404,55 @@ async fn throttled_calls_take_their_turns_from_the_others() {
     // Ten at once and five a second, and some repeats of the four that are under way.
     assert!(most <= 70, "{most} calls in ten seconds");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_was_seen_to_run_keeps_its_slot_though_one_list_misses_it() {
+    for instances in [2, 4] {
+        let story = Story::of(instances)
+            .setting("MAX_CONCURRENCY", "2")
+            .given(|state| {
+                for n in 1..=instances {
+                    let agent = &mut state.host(&id(n)).agent;
+                    agent.busy = vec![[0.0, 110.0]];
+                    agent.restart_seconds = 140.0;
+                }
+            });
+        let hidden = async {
+            sleep(Duration::from_secs(156)).await;
+            story.world.with(|state| {
+                for invocation in &mut state.region(REGION).commands[0].invocations {
+                    invocation.visible_at = 163.0;
+                }
+            });
+        };
+        let (told, ()) = tokio::join!(story.run(), hidden);
+        assert_eq!(told.counts(), &json!({"restarted": instances}));
+        assert!(super::support::most_at_once(&story.flights()) <= 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_counts_from_its_own_moment_and_not_from_that_of_another_command_s() {
+    // Two commands; of one the poll hangs, just before the other's instance begins and would be late.
+    let story = Story::of(3).setting("MAX_CONCURRENCY", "2").given(|state| {
+        state.invocation_lag = 0.0;
+        for n in 1..=3 {
+            let host = state.host(&id(n));
+            host.agent.busy = vec![[0.0, 118.0]];
+            host.agent.restart_seconds = 140.0;
+            host.delivery_seconds = 105.0;
+        }
+        for n in 2..=3 {
+            state.host(&id(n)).platform = "Windows".to_owned();
+        }
+        state.faults.push(Fault {
+            operation: "ListCommandInvocations".to_owned(),
+            kind: FaultKind::NoReply,
+            after: 39,
+            times: 7,
+            ..Fault::default()
+        });
+    });
+    story.run().await;
+    assert!(super::support::most_at_once(&story.flights()) <= 2);
+}

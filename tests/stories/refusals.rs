@@ -425,3 +425,24 @@ async fn lifecycle_states_count_from_their_own_answer_and_not_from_the_inventory
     assert_eq!(told.counts(), &json!({"restarted": 1, "skipped": 1}));
     assert_eq!(story.sent_to(), [id(1)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_ec2_cannot_be_asked_one_refused_id_holds_nobody_else_back() {
+    let story = Story::of(10).given(|state| {
+        state.faults.push(sim::Fault {
+            operation: "DescribeInstances".to_owned(),
+            code: Some("UnauthorizedOperation".to_owned()),
+            times: 100,
+            ..sim::Fault::default()
+        });
+    });
+    let goes = async {
+        while story.count("DescribeInstanceInformation") == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        story.world.with(|state| state.host(&id(4)).managed = false);
+    };
+    let (told, ()) = tokio::join!(story.run(), goes);
+    assert_eq!(told.counts(), &json!({"restarted": 9, "unreachable": 1}));
+    assert_eq!(told.group()["problem"]["code"], "UnauthorizedOperation");
+}

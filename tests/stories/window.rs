@@ -1,7 +1,7 @@
 //! How many restarts are in flight at the same time, and when failures stop the sending.
 
 use serde_json::json;
-use sim::{AgentFault, Answer};
+use sim::{AgentFault, Answer, Fault, FaultKind};
 use tokio::time::sleep;
 
 use std::time::Duration;
@@ -355,4 +355,33 @@ async fn who_has_no_time_one_at_a_time_is_told_by_name_for_nothing_goes_on_by_it
         assert_eq!(rows.len() as u64, count("held-back"));
         assert!(rows[0]["detail"].to_string().contains("no time left"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_the_next_command_is_sent_it_is_known_what_became_of_the_last() {
+    // The second command of the window is sent after minutes without an answer; by then the first fifty are dead.
+    let story = Story::of(100).setting("MAX_ERRORS", "0").given(|state| {
+        for n in 1..=50 {
+            let agent = &mut state.host(&id(n)).agent;
+            agent.fault = Some(AgentFault::AgentDown);
+            agent.restart_seconds = 10.0;
+        }
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            kind: FaultKind::NoReply,
+            after: 1,
+            times: 7,
+            ..Fault::default()
+        });
+        // What the lost attempts were for is asked about before it is tried once more.
+        state.faults.push(Fault {
+            operation: "SendCommand".to_owned(),
+            code: Some("InvalidInstanceId".to_owned()),
+            after: 1,
+            ..Fault::default()
+        });
+    });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"failed": 50, "held-back": 50}));
+    assert_eq!(story.sent_to().len(), 50);
 }
