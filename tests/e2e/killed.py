@@ -92,6 +92,8 @@ class Case(typing.NamedTuple):
     kills: list[Point]
     # The event of the last delivery; None leaves it out.
     again: str | None = "pipeline-succeeded"
+    # Whether that carries the present time, as a request may.
+    anew: bool = False
     # What the checks of hosts and topic must find: nothing, except in a control.
     found: list[str] = []
     # Whether the last answer must be right as well.
@@ -128,8 +130,9 @@ CASES = [
     Case(
         "control: a new order instead",
         [BEFORE_PUBLISH],
-        # A request by hand without a time restarts again whoever is fresh.
+        # A request by hand with the present time restarts again whoever is fresh.
         again="by-hand",
+        anew=True,
         found=[f"{instance} restarted 2 times, not 1" for instance in SENT_TO],
         answered=False,
         settings={**SETTINGS, "MAX_CONCURRENCY": "100%"},
@@ -473,10 +476,13 @@ class Stage:
         with urllib.request.urlopen(f"http://{self.address}/_sim/state", timeout=CALL_LIMIT) as answer:
             return json.load(answer)
 
-    def deliver(self, event, point=None):
+    def deliver(self, event, point=None, anew=False):
         """One delivery to a new process, to its end."""
         self.deliveries += 1
-        delivery = Delivery((EVENTS / f"{event}.json").read_bytes(), point, self.address)
+        payload = json.loads((EVENTS / f"{event}.json").read_bytes())
+        if anew:
+            payload["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        delivery = Delivery(json.dumps(payload).encode(), point, self.address)
         name = f"function-{self.deliveries}"
         delivery.carry_out(lambda environment: self.processes.start(name, [self.arguments.binary], {**environment, **self.case.settings}, self.logs))
         return delivery
@@ -495,7 +501,7 @@ class Stage:
             before = after
         delivery = None
         if self.case.again:
-            delivery = self.deliver(self.case.again)
+            delivery = self.deliver(self.case.again, anew=self.case.anew)
             counts = delivery.answer["groups"][0]["counts"] if delivery.answer["groups"] else {}
             seen.append(f"{self.case.again} again: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
         wait_until("commands that are over", REST_LIMIT, lambda: not under_way(self.state()))

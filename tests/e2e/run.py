@@ -211,7 +211,11 @@ class Stage:
 
     def invoke_file(self, name):
         """Sends a file of events/; the returned JSON."""
-        code, out, err = self.invoke("--data-file", str(EVENTS / f"{name}.json"))
+        return self.answer("--data-file", str(EVENTS / f"{name}.json"))
+
+    def answer(self, *payload):
+        """One invocation that ends well; the returned JSON."""
+        code, out, err = self.invoke(*payload)
         expect(code == 0, f"the invocation ended in an error: {err or out}")
         try:
             return json.loads(out)
@@ -390,9 +394,18 @@ def story_again(stage):
 
 
 def story_by_hand(stage):
-    """A request by hand is a new order: it restarts the healthy agents again."""
-    before = stage.state()
+    """A request by hand leaves alone whoever is fresh since the deployment; one with the present time restarts the healthy agents again."""
+    first = stage.state()
     returned = stage.invoke_file("by-hand")
+    before = stage.state()
+    group = check_report(returned, "attention", "request", {"failed": 1, "already-restarted": 3, "skipped": 1, "unreachable": 1})
+    check_attention(group)
+    check_message(returned, first, before)
+    for instance in HEALTHY:
+        expect_equal(f"the start of the agent on {instance}", agent_start(before, instance), agent_start(first, instance))
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    request = {**json.loads((EVENTS / "by-hand.json").read_text()), "time": now}
+    returned = stage.answer("--data-ascii", json.dumps(request))
     after = stage.state()
     group = check_report(returned, "attention", "request", {"failed": 1, "restarted": 3, "skipped": 1, "unreachable": 1})
     check_attention(group)
@@ -411,8 +424,8 @@ def story_log(stage):
             raise Failure(f"not JSON: {line!r}") from invalid
         expect(isinstance(entry, dict), f"not an object: {line!r}")
     metrics = [json.loads(line) for line in lines if "_aws" in json.loads(line)]
-    # The pipeline's success, the other views of it, and the request by hand.
-    expect_equal("restarted agents in the metrics", [entry["Restarted"] for entry in metrics], [3, *(0 for _ in VIEWS), 3])
+    # The pipeline's success, the other views of it, and the requests by hand.
+    expect_equal("restarted agents in the metrics", [entry["Restarted"] for entry in metrics], [3, *(0 for _ in VIEWS), 0, 3])
     for entry in metrics:
         directive = entry["_aws"]["CloudWatchMetrics"][0]
         expect_equal("namespace", directive["Namespace"], "CodeDeployAgentRestarter")
