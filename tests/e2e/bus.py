@@ -62,6 +62,8 @@ MESSAGE_LIMIT = 5
 REPEAT_LIMIT = 30
 # Seconds for everything.
 RUN_LIMIT = 400
+# Events in one PutEvents.
+ENTRIES = 10
 
 PIPELINE = ["pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"]
 # What starts the function unless the parameter After says otherwise, besides these.
@@ -540,8 +542,9 @@ class Bus(killed.Stage):
 
     def put(self, names):
         """Puts events on the account's bus."""
-        answer = self.client("events").put_events(Entries=[event(name) for name in names])
-        expect_equal("refused events", answer["FailedEntryCount"], 0)
+        for first in range(0, len(names), ENTRIES):
+            answer = self.client("events").put_events(Entries=[event(name) for name in names[first : first + ENTRIES]])
+            expect_equal("refused events", answer["FailedEntryCount"], 0)
 
     def starts(self, before):
         """Whether the function has been started since; waits as long as that can take to be seen."""
