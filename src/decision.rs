@@ -1,5 +1,6 @@
 //! The safety rule: whose agent is restarted, and why everybody else is not. Pure: no call is made here.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::clock::Timestamp;
@@ -7,7 +8,6 @@ use crate::ec2::State;
 use crate::ids::InstanceId;
 use crate::outcome::Cause;
 use crate::platform::{Platform, PlatformType};
-use crate::quiet::Running;
 use crate::text::quoted;
 
 /// What CodeDeploy deploys to.
@@ -120,6 +120,23 @@ impl Node {
             name: None,
             platform: PlatformType::Ours(platform),
         }
+    }
+}
+
+/// The deployments of a group that run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// One that concerns the whole group: nobody can tell whose lifecycle events it runs.
+    pub everywhere: Option<String>,
+    /// Those that CodeDeploy made for instances that it had missed: the others have nothing to do with them.
+    pub at: BTreeMap<Target, String>,
+}
+
+impl Running {
+    /// The deployment that runs on this target, as far as can be told.
+    pub fn on(&self, target: &Target) -> Option<&str> {
+        let own = self.at.get(target);
+        self.everywhere.as_ref().or(own).map(String::as_str)
     }
 }
 

@@ -9,10 +9,11 @@ use aws_sdk_codedeploy::types::{
 };
 use futures_util::future::try_join_all;
 
-use crate::aws::{RegionClients, first_pages, pages};
+use crate::aws::RegionClients;
 use crate::clock::Timestamp;
 use crate::decision::Target;
 use crate::ids::{GroupName, Name};
+use crate::paging::{first_pages, pages};
 use crate::problem::{CallError, Code};
 
 /// Deployment ids in one `BatchGetDeployments`

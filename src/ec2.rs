@@ -37,8 +37,8 @@ use aws_types::region::SigningRegion;
 use aws_types::service_config::ServiceConfigKey;
 use futures_util::future::try_join_all;
 
-use crate::aws::{RegionClients, pages};
 use crate::ids::{InstanceId, Region};
+use crate::paging::pages;
 use crate::problem::CallError;
 
 const OPERATION: &str = "ec2:DescribeInstances";
@@ -119,7 +119,7 @@ impl fmt::Display for State {
 /// # Errors
 /// The first call's that failed.
 pub async fn states(
-    client: &RegionClients,
+    client: &Client,
     ids: &[InstanceId],
 ) -> Result<BTreeMap<InstanceId, State>, CallError> {
     let batches = ids.chunks(BATCH).map(|batch| states_of(client, batch));
@@ -128,7 +128,7 @@ pub async fn states(
 }
 
 async fn states_of(
-    client: &RegionClients,
+    client: &Client,
     ids: &[InstanceId],
 ) -> Result<Vec<(InstanceId, State)>, CallError> {
     let resource = &format!("{} instances", ids.len());
@@ -138,7 +138,6 @@ async fn states_of(
             token,
         };
         let page = client
-            .ec2
             .describe_instances
             .invoke(question)
             .await

@@ -10,18 +10,18 @@ use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, P
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
-use crate::aws::{ATTEMPT_TIMEOUT, RegionClients, pages};
+use crate::aws::{ATTEMPT_TIMEOUT, RegionClients};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{
-    Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Target, decide,
+    Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Running, Target, decide,
 };
 use crate::deployments::list_targets;
 use crate::ec2;
 use crate::groups::Group;
 use crate::ids::{GroupName, InstanceId};
+use crate::paging::pages;
 use crate::platform::{Platform, PlatformType};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
-use crate::quiet::Running;
 use crate::text::{harmless, plain};
 
 /// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
@@ -470,7 +470,7 @@ async fn ask_ec2(
     if unreached.is_empty() {
         return None;
     }
-    let mut states = match ec2::states(client, &unreached).await {
+    let mut states = match ec2::states(&client.ec2, &unreached).await {
         Ok(states) => states,
         Err(error) => return Some(error),
     };

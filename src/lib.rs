@@ -24,7 +24,7 @@
 //! |---|---|
 //! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each exit code which outcome it makes, how bad that is, and whether it counts as a failure that stops the sending. |
 //! | [`settings`] | What operators set. |
-//! | [`aws`], [`pace`] | The clients, their retries and time limits; the rate of Systems Manager's calls. |
+//! | [`aws`], [`paging`], [`pace`] | The clients, their retries and time limits; answers in pages; the rate of Systems Manager's calls. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
 //!
 //! An event has Lambda's 15 minutes. Finding the deployments may take 60 s; together with finding the instances 90 s, not
@@ -68,6 +68,7 @@ pub mod metrics;
 pub mod notify;
 pub mod outcome;
 pub mod pace;
+pub mod paging;
 pub mod pipeline;
 pub mod platform;
 pub mod problem;
@@ -83,12 +84,11 @@ pub mod wrapping;
 use answer::Answer;
 use aws::{Clients, RegionClients};
 use clock::Clock;
-use decision::Decision;
+use decision::{Decision, Running};
 use freshness::Freshness;
 use groups::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
-use quiet::Running;
 use report::{GroupReport, Report};
 use settings::{Documents, Settings};
 use trigger::{EventError, Home, Order, Trigger};

@@ -8,9 +8,10 @@ use aws_sdk_codepipeline::types::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::aws::{RegionClients, pages};
+use crate::aws::RegionClients;
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, Arn, GroupName, Name, Region};
+use crate::paging::pages;
 use crate::problem::{CallError, Code, Problem, Problems, Step};
 use crate::trigger::{Home, Order};
 

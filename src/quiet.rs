@@ -1,6 +1,5 @@
 //! Waits until no other deployment of a group runs: their lifecycle events must not meet a restart.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aws_sdk_codedeploy::types::DeploymentStatus;
@@ -8,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::aws::RegionClients;
 use crate::clock::Clock;
-use crate::decision::Target;
+use crate::decision::Running;
 use crate::deployments::{
     by_auto_scaling, get_deployments, list_deployments, list_targets, read_deployment,
 };
@@ -30,23 +29,6 @@ const UNENDED: [DeploymentStatus; 5] = [
     DeploymentStatus::Baking,
     DeploymentStatus::Ready,
 ];
-
-/// The deployments of a group that run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Running {
-    /// One that concerns the whole group: nobody can tell whose lifecycle events it runs.
-    pub everywhere: Option<String>,
-    /// Those that CodeDeploy made for instances that it had missed: the others have nothing to do with them.
-    pub at: BTreeMap<Target, String>,
-}
-
-impl Running {
-    /// The deployment that runs on this target, as far as can be told.
-    pub fn on(&self, target: &Target) -> Option<&str> {
-        let own = self.at.get(target);
-        self.everywhere.as_ref().or(own).map(String::as_str)
-    }
-}
 
 /// What still runs in the group: waits, at most for the limit, until there is nothing that concerns the whole group. With
 /// `patient` false it is asked once.

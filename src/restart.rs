@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::aws::{RegionClients, pages};
+use crate::aws::RegionClients;
 use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::document::{DELIVERY_SECONDS, Parameters};
@@ -18,6 +18,7 @@ use crate::groups::Group;
 use crate::ids::InstanceId;
 use crate::inventory::{Fleet, Question, decide_again};
 use crate::outcome::{Progress, of_invocation};
+use crate::paging::pages;
 use crate::platform::Platform;
 use crate::problem::{CallError, Step};
 use crate::settings::Settings;

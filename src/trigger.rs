@@ -8,16 +8,9 @@ use serde_json::{Map, Value};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{AccountId, Arn, NAME_FORM, Name, Region};
 use crate::text::{plain, quoted};
-use crate::wrapping::{WrappingError, unwrapped};
+use crate::wrapping::{DEPLOYMENT_EVENT, PIPELINE_EVENT, WrappingError, unwrapped};
 
 type Object = Map<String, Value>;
-
-/// The event of a pipeline's execution
-/// (<https://docs.aws.amazon.com/codepipeline/latest/userguide/detect-state-changes-cloudwatch-events.html>).
-pub(crate) const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
-/// The event of a deployment
-/// (<https://docs.aws.amazon.com/codedeploy/latest/userguide/monitoring-cloudwatch-events.html>).
-pub(crate) const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
 
 /// The states in which an execution has ended, and how. One that did not succeed has deployed as well: an approval was
 /// rejected after a stage that deploys, a newer execution overtook it, somebody stopped it.

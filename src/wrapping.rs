@@ -7,7 +7,13 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use crate::text::quoted;
-use crate::trigger::{DEPLOYMENT_EVENT, PIPELINE_EVENT};
+
+/// The event of a pipeline's execution
+/// (<https://docs.aws.amazon.com/codepipeline/latest/userguide/detect-state-changes-cloudwatch-events.html>).
+pub const PIPELINE_EVENT: &str = "CodePipeline Pipeline Execution State Change";
+/// The event of a deployment
+/// (<https://docs.aws.amazon.com/codedeploy/latest/userguide/monitoring-cloudwatch-events.html>).
+pub const DEPLOYMENT_EVENT: &str = "CodeDeploy Deployment State-change Notification";
 
 /// A wrapping that is not read, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

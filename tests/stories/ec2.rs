@@ -31,7 +31,7 @@ async fn states_by(
     ids: &[InstanceId],
 ) -> Result<BTreeMap<InstanceId, State>, CallError> {
     let region = Region::read(REGION).expect("a region");
-    ec2::states(&Clients::new(config).in_region(&region), ids).await
+    ec2::states(&Clients::new(config).in_region(&region).ec2, ids).await
 }
 
 async fn states(
