@@ -157,16 +157,26 @@ pub async fn get_deployments(
     Ok(try_join_all(batches).await?.into_iter().flatten().collect())
 }
 
-/// Whom a deployment went to; nobody yet when it has not begun. Of blue/green all but those that are labelled blue: these
-/// go, and an answer may lack labels.
+/// Whom a deployment has to do with; nobody yet when it has not begun.
 ///
 /// # Errors
 /// When the call fails for good.
+pub async fn list_all_targets(
+    client: &RegionClients,
+    deployment: &Deployment,
+) -> Result<BTreeSet<Target>, CallError> {
+    list_labelled(client, deployment, None).await
+}
+
+/// Whom it went to: of blue/green all but those that are labelled blue, since these go, and an answer may lack labels.
+///
+/// # Errors
+/// When a call fails for good.
 pub async fn list_targets(
     client: &RegionClients,
     deployment: &Deployment,
 ) -> Result<BTreeSet<Target>, CallError> {
-    let all = list_labelled(client, deployment, None).await?;
+    let all = list_all_targets(client, deployment).await?;
     if !deployment.blue_green || all.is_empty() {
         return Ok(all);
     }

@@ -137,11 +137,13 @@ async fn settled_rows(
 ) -> Result<(Vec<ActionExecutionDetail>, Option<Lag>), Problem> {
     let give_up = Instant::now() + LIST_LAG_LIMIT;
     loop {
+        // An answer may come late: the question is what has to be late enough.
+        let asked_at = Instant::now();
         let rows = list_actions(client, pipeline, execution_id)
             .await
             .map_err(|error| Problem::of_call(Step::Deployments, &error))?;
         let lag = Lag::of(&rows, succeeded_at);
-        if lag.is_none() || Instant::now() >= give_up {
+        if lag.is_none() || asked_at >= give_up {
             return Ok((rows, lag));
         }
         tracing::info!(

@@ -9,7 +9,7 @@ use crate::aws::RegionClients;
 use crate::clock::Clock;
 use crate::decision::Running;
 use crate::deployments::{
-    by_auto_scaling, get_deployments, list_deployments, list_targets, read_deployment,
+    by_auto_scaling, get_deployments, list_all_targets, list_deployments, read_deployment,
 };
 use crate::ids::GroupName;
 use crate::problem::{CallError, Problem, Step};
@@ -83,7 +83,8 @@ async fn look(client: &RegionClients, group: &GroupName) -> Result<Running, Call
         let mut deployment = read_deployment(info)?;
         let id = deployment.id.to_string();
         if deployment.auto_update {
-            deployment.targets = list_targets(client, &deployment).await?;
+            // The blue ones too: on these it runs lifecycle events as well.
+            deployment.targets = list_all_targets(client, &deployment).await?;
         }
         match deployment.targets.is_empty() {
             // CodeDeploy does not say yet whom it will go to.

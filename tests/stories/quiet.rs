@@ -225,3 +225,17 @@ async fn a_follow_up_whose_targets_are_not_listed_yet_is_waited_for_until_they_a
     let (told, ()) = tokio::join!(story.run(), begins);
     assert_eq!(told.counts(), &json!({"busy": 1, "restarted": 2}));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_follow_up_makes_its_blue_targets_busy_too() {
+    let story =
+        other_deployment(Story::of(3), "InProgress", "CodeDeployAutoUpdate", None).given(|state| {
+            let follow_up = state.deployment("d-RUNNING01");
+            follow_up.style = "BLUE_GREEN".to_owned();
+            follow_up.targets.truncate(2);
+            follow_up.targets[0].label = Some("Blue".to_owned());
+            follow_up.targets[1].label = Some("Green".to_owned());
+        });
+    let told = story.run().await;
+    assert_eq!(told.counts(), &json!({"busy": 2, "restarted": 1}));
+}
