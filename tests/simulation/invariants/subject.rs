@@ -194,16 +194,12 @@ impl<'a> Evidence<'a> {
             .filter(|execution| execution.id == EXECUTION)
             .flat_map(|execution| &execution.actions)
             .collect();
-        let looks: Vec<&Call> = self
-            .calls
-            .iter()
-            .filter(|call| {
-                call.access_key == invocation.key
-                    && call.operation == "ListActionExecutions"
-                    && call.status == 200
-            })
-            .collect();
-        let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
+        let tries = self.calls.iter().filter(|call| {
+            call.access_key == invocation.key && call.operation == "ListActionExecutions"
+        });
+        let looks: Vec<&Call> = tries.clone().filter(|call| call.status == 200).collect();
+        // Attempts that were refused are a wait as well.
+        let (Some(first), Some(last)) = (tries.clone().next(), looks.last()) else {
             return listed(&rows, f64::MAX, f64::MAX);
         };
         let begun = looks
