@@ -110,6 +110,8 @@ struct Watch {
     asked: Vec<f64>,
     /// The looks that were answered for certain, all pages of them.
     looks: Vec<f64>,
+    /// When a question about any command of the region was asked last, and answered last.
+    of_region: (f64, f64),
     /// Until when it may ask.
     until: f64,
 }
@@ -123,12 +125,19 @@ impl Watch {
         calls: &[&Call],
     ) -> Self {
         let until = invocation.deadline - RESERVE;
-        let polls = calls.iter().filter(|call| {
-            call.operation == "ListCommandInvocations"
-                && call.region == region
-                && call.params["CommandId"] == command.id.as_str()
-        });
-        let polls: Vec<&&Call> = polls.collect();
+        let here = calls
+            .iter()
+            .filter(|call| call.operation == "ListCommandInvocations" && call.region == region);
+        let asked = here.clone().map(|call| call.at);
+        let answered = here.clone().filter(|call| call.status == 200);
+        let answered = answered.map(|call| call.at);
+        let of_region = (
+            asked.fold(f64::MIN, f64::max),
+            answered.fold(f64::MIN, f64::max),
+        );
+        let polls: Vec<&&Call> = here
+            .filter(|call| call.params["CommandId"] == command.id.as_str())
+            .collect();
         let page = PAGE.saturating_sub(shortfall).max(1);
         let sure = |call: &Call| {
             call.status == 200
@@ -153,6 +162,7 @@ impl Watch {
         Self {
             asked: polls.iter().map(|call| call.at).collect(),
             looks,
+            of_region,
             until,
         }
     }
@@ -161,10 +171,13 @@ impl Watch {
         self.looks.iter().any(|look| *look >= since)
     }
 
-    /// Whether it asked as long as it could.
+    /// Whether it asked as long as it could. Where every call of the region is refused, the attempts for some commands leave
+    /// no turn for others.
     fn to_the_end(&self) -> bool {
         let last = self.asked.iter().copied().fold(f64::MIN, f64::max);
-        last >= self.until - LOOKS_APART || self.asked.is_empty()
+        let late = |asked: f64| asked >= self.until - LOOKS_APART;
+        let (asked, answered) = self.of_region;
+        late(last) || self.asked.is_empty() || (late(asked) && answered <= last)
     }
 
     /// Whether it asked long enough about an end without output.
