@@ -869,15 +869,15 @@ impl Draft {
         });
     }
 
+    fn deployment_of(&mut self, group: &Group) -> Option<Deployment> {
+        let mut deployments = self.region(group.region).deployments.iter();
+        deployments.find(|d| d.id == group.deployment).cloned()
+    }
+
     /// An action that failed, and was tried again.
     fn retried_stage(&mut self, group: &Group, action: &Action, actions: &mut Vec<Action>) {
         let id = self.deployment_id();
-        let deployments = &self.region(group.region).deployments;
-        let Some(main) = deployments
-            .iter()
-            .find(|d| d.id == group.deployment)
-            .cloned()
-        else {
+        let Some(main) = self.deployment_of(group) else {
             return;
         };
         self.note("retried stage");
@@ -900,12 +900,7 @@ impl Draft {
     /// Two actions of one execution may deploy to one group.
     fn second_action(&mut self, group: &Group, action: &Action, actions: &mut Vec<Action>) {
         let id = self.deployment_id();
-        let deployments = &self.region(group.region).deployments;
-        let Some(main) = deployments
-            .iter()
-            .find(|d| d.id == group.deployment)
-            .cloned()
-        else {
+        let Some(main) = self.deployment_of(group) else {
             return;
         };
         self.note("two deployments to one group");

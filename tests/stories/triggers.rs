@@ -5,6 +5,18 @@ use sim::Action;
 
 use super::support::{ACCOUNT, REGION, Story, event, id, request};
 
+/// What the answer says of every end of the story's execution.
+fn pipeline_trigger() -> serde_json::Value {
+    json!({
+        "kind": "pipeline",
+        "pipeline": "my-pipeline",
+        "executionId": "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f",
+        "account": ACCOUNT,
+        "region": REGION,
+        "time": "2026-02-17T09:14:05Z",
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pipeline_s_success_restarts_the_fleet_however_its_numbers_are_written() {
     for name in [
@@ -18,17 +30,7 @@ async fn a_pipeline_s_success_restarts_the_fleet_however_its_numbers_are_written
         assert_eq!(told.answer["result"], "ok", "{name}: {:#}", told.answer);
         assert_eq!(told.counts(), &json!({"restarted": 3}), "{name}");
         assert!(story.silent(), "{name}");
-        assert_eq!(
-            told.answer["trigger"],
-            json!({
-                "kind": "pipeline",
-                "pipeline": "my-pipeline",
-                "executionId": "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f",
-                "account": ACCOUNT,
-                "region": REGION,
-                "time": "2026-02-17T09:14:05Z",
-            })
-        );
+        assert_eq!(told.answer["trigger"], pipeline_trigger());
         story.world.with(|state| {
             for n in 1..=3 {
                 let agent = &state.host(&id(n)).agent;
@@ -109,18 +111,7 @@ async fn an_execution_that_ended_otherwise_restarts_what_it_had_deployed() {
         assert_eq!(told.answer["result"], "ok", "{name}: {:#}", told.answer);
         assert_eq!(told.counts(), &json!({"restarted": 3}), "{name}");
         // How it ended is no part of the answer: programs that read it need not know.
-        assert_eq!(
-            told.answer["trigger"],
-            json!({
-                "kind": "pipeline",
-                "pipeline": "my-pipeline",
-                "executionId": "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f",
-                "account": ACCOUNT,
-                "region": REGION,
-                "time": "2026-02-17T09:14:05Z",
-            }),
-            "{name}"
-        );
+        assert_eq!(told.answer["trigger"], pipeline_trigger(), "{name}");
     }
 }
 
