@@ -7,7 +7,7 @@ from stage import (
     AGENT,
     CLI,
     CONFIG,
-    DROP_INS,
+    DROP_IN,
     LOG,
     PID_FILE,
     STAGE,
@@ -37,8 +37,9 @@ def case(number, name, expectation, seconds=20):
 def all_cases():
     import contract
     import controls
+    import field
 
-    return CASES + contract.CASES + controls.CASES
+    return CASES + field.CASES + contract.CASES + controls.CASES
 
 
 # ---- 1, 2: idle, and an application in the agent's control group -----------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def drains_and_recovers(host, **order):
     """A restart that is still queued when the script ends; the hook finishes, and the next run finds a fresh agent."""
     before = host.agent()
     host.restart(**order).must_be("draining")
-    expect(host.exists(f"{DROP_INS}/90-agent-restart.conf"), "the drop-in is gone while the stop is queued: the hook is not safe")
+    expect(host.exists(DROP_IN), "the drop-in is gone while the stop is queued: the hook is not safe")
     expect_equal("the kill mode while the stop is queued", host.run("systemctl show -p KillMode codedeploy-agent").stdout.strip(), "KillMode=process")
     expect(host.find("the-hook"), "the hook was killed")
     host.wait_for("the hook's end", 120, lambda: "d-RACE succeeded" in host.log())
@@ -486,6 +487,8 @@ def cannot_start(stage, name):
 def two_masters(stage, name):
     with stage.host(name) as host:
         host.remove(f"{PID_FILE}.lock")
+        # The real one looks into that file, too.
+        host.remove(PID_FILE)
         host.must(f"{CLI} start")
         host.wait_for("two masters", 15, lambda: len([m for m in host.masters() if host.poller_of(m)]) == 2)
         verdict = host.restart().must_be("old-agent-survived", "restarted")
@@ -610,7 +613,7 @@ def second_run_while_draining(stage, name):
         before = host.agent()
         host.restart().must_be("draining")
         host.restart(wait=4).must_be("draining")
-        expect(host.exists(f"{DROP_INS}/90-agent-restart.conf"), "the drop-in is gone while the stop is queued")
+        expect(host.exists(DROP_IN), "the drop-in is gone while the stop is queued")
         verdict = host.restart(wait=60).must_be("restarted", "already-restarted")
         expect("d-RACE succeeded" in host.log(), host.log())
         expect(verdict.code == 0 and host.agent(), "no agent")

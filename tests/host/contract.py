@@ -4,7 +4,7 @@ that the function's tests use (tests/contract.rs), so that both say the same."""
 import json
 
 from cases import Case, race
-from stage import AGENT, CONFIG, DROP_INS, HERE, STAGE, expect, expect_equal
+from stage import AGENT, CONFIG, DROP_IN, HERE, STAGE, expect, expect_equal
 
 CASES = []
 # Seconds of wait where something stays, and where it ends.
@@ -75,7 +75,7 @@ def body_of(entry, shell):
             if other:
                 other.verdict().must_be("busy")
             if verdict.code == 34:
-                expect(host.exists(f"{DROP_INS}/90-agent-restart.conf"), "the drop-in is gone while the stop is queued")
+                expect(host.exists(DROP_IN), "the drop-in is gone while the stop is queued")
             elif verdict.code not in (30, 31, 32):
                 host.nothing_is_left()
 

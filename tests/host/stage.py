@@ -5,6 +5,8 @@ ends the processes and unmounts the rest. Only the control groups have to be rem
 """
 
 import contextlib
+import copy
+import itertools
 import json
 import os
 import pathlib
@@ -24,8 +26,8 @@ AGENTS = HERE / "agents"
 BOOT_LIMIT = 60
 # Seconds for a command of the test's own inside a container.
 COMMAND_LIMIT = 60
-# Seconds that a run of the script may take beyond its own deadline, which is the wait and 300.
-SCRIPT_GRACE = 30
+# Seconds that a run of the script may take beyond its wait: its own deadline is the wait and 390.
+SCRIPT_LIMIT = 420
 # Seconds between two looks of a wait.
 LOOK_EVERY = 0.1
 
@@ -36,7 +38,11 @@ CONFIG = "/etc/codedeploy-agent/conf/codedeployagent.yml"
 LOG = "/var/log/aws/codedeploy-agent/codedeploy-agent.log"
 TRACKING = f"{AGENT}/deployment-root/ongoing-deployment"
 STAGE = "/opt/stage"
+UNIT_FILE = "/usr/lib/systemd/system/codedeploy-agent.service"
 DROP_INS = "/run/systemd/system/codedeploy-agent.service.d"
+DROP_IN = f"{DROP_INS}/zz-agent-restart.conf"
+# What stops and starts an agent that runs outside its unit.
+TRANSIENT = "codedeploy-agent-restart.service"
 LOCK = "/run/codedeploy-agent-restart.lock"
 SCRIPTS = f"{STAGE}/script"
 
@@ -62,7 +68,19 @@ CODES = {
 LINE_LIMIT = 1000
 
 # Shorter times than the script's own, so that most cases take seconds; a crash loop turns every 5 s, and the stable time stays longer than that.
-LOWERED = {"TEST_STATUS_LIMIT": 15, "TEST_STOP_LIMIT": 15, "TEST_RESTART_LIMIT": 20, "TEST_READY_LIMIT": 12, "TEST_STABLE": 7}
+LOWERED = {
+    "TEST_STATUS_LIMIT": 15,
+    "TEST_RESTART_LIMIT": 20,
+    "TEST_READY_LIMIT": 12,
+    "TEST_STABLE": 7,
+    # A refused poll is followed by a pause of 10 s: the second refusal comes within this.
+    "TEST_PROOF_LIMIT": 40,
+    "TEST_BLIND_LIMIT": 10,
+    "TEST_WORKER_LIMIT": 12,
+}
+# What the first edition had besides.
+FIRST_EDITION_LIMITS = {"TEST_STOP_LIMIT": 15}
+FIRST_EDITION = HERE / "first-edition.sh"
 
 # Nothing of the machine's own may start in a container, least of all a package manager.
 MASKED = ["timers.target", "postgresql.service", "systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "getty.target"]
@@ -182,7 +200,8 @@ class Run:
 
 
 class Host:
-    """One container. `kind` says which agent and how it is managed: native, generated, init, v2, v2-wrapper."""
+    """One container. `kind` says which agent and how it is managed: native, generated, init, v2, v2-wrapper; wrapped is native with its program behind a shell
+    script, single is another program under the same paths."""
 
     def __init__(self, stage, case, kind="native", shell="dash", start=True, prepare=None, **knobs):
         self.stage, self.case, self.kind, self.shell = stage, case, kind, shell
@@ -221,24 +240,34 @@ class Host:
         self.link("/usr/bin/sh", {"dash": "dash", "bash": "bash", "busybox": "busybox"}[self.shell])
         for folder in (f"{STAGE}/knobs", f"{STAGE}/hooks", SCRIPTS):
             (self.files / folder[1:]).mkdir(parents=True)
-        self.write(f"{STAGE}/log", "")
         # A machine that tests this may have an agent of its own.
         shutil.rmtree(self.files / AGENT[1:], ignore_errors=True)
-        self.write(CLI, (AGENTS / f"v{self.generation}").read_text(), 0o755)
+        for folder in (STAGE, f"{STAGE}/hooks"):
+            # An agent may run as another user.
+            self.inside(folder).chmod(0o777)
+        self.write(f"{STAGE}/log", "", 0o666)
+        self.write(f"{STAGE}/commands", "", 0o666)
+        self.install(self.kind)
         self.write(f"{AGENT}/lib/agent.pm", (AGENTS / "agent.pm").read_text())
         self.write(f"{AGENT}/.version", VERSIONS[self.generation])
         self.write(CONFIG, "---\n:log_aws_wire: false\n:wait_between_runs: 1\n:max_revisions: 5\n")
         self.write("/usr/local/bin/ruby", (AGENTS / "ruby").read_text(), 0o755)
-        if self.generation == 1:
+        if self.kind in ("native", "generated", "init", "wrapped"):
             self.write("/etc/init.d/codedeploy-agent", (AGENTS / "init-script").read_text(), 0o755)
-        if self.kind == "native":
-            self.write("/usr/lib/systemd/system/codedeploy-agent.service", (AGENTS / "v1.service").read_text())
-        if self.generation == 2:
+        if self.kind in ("native", "wrapped"):
+            self.write(UNIT_FILE, (AGENTS / "v1.service").read_text())
+        if self.kind in ("v2", "v2-wrapper", "single"):
             unit = (AGENTS / "v2.service").read_text()
             if self.kind == "v2-wrapper":
                 # An old bash stays, and is the main process.
                 unit = unit.replace("codedeploy-agent start'", "codedeploy-agent start; exit $$?'")
-            self.write("/usr/lib/systemd/system/codedeploy-agent.service", unit)
+            self.write(UNIT_FILE, unit)
+
+    def install(self, kind):
+        """Puts an agent's program where it belongs."""
+        if kind == "wrapped":
+            self.write(f"{CLI}.real", (AGENTS / "v1").read_text(), 0o755)
+        self.write(CLI, (AGENTS / {"wrapped": "wrapper", "single": "single", "v2": "v2", "v2-wrapper": "v2"}.get(kind, "v1")).read_text(), 0o755)
 
     # ---- the container
 
@@ -398,11 +427,10 @@ class Host:
         return any(other.identity == process.identity for other in self.processes())
 
     def masters(self):
-        pattern = r"\S+: master \d+" if self.generation == 1 else rf"{CLI} start"
-        return [process for process in self.processes() if re.match(pattern, process.title)]
+        return [process for process in self.processes() if re.match(rf"\S+: master \d+$|{CLI} start", process.title)]
 
     def poller_of(self, master):
-        pattern = r"\S+: InstanceAgent::.*CommandPoller of master \d+$" if self.generation == 1 else rf"{CLI} worker"
+        pattern = r"\S+: InstanceAgent::.*CommandPoller of master \d+$|/\S+/bin/codedeploy-agent worker"
         return next((process for process in self.processes() if process.parent == master.pid and re.match(pattern, process.title)), None)
 
     def agent(self):
@@ -471,30 +499,36 @@ class Host:
 
     # ---- the script
 
-    def begin(self, triggered=0, sent=0, wait=8, minimum=0, limits=LOWERED, as_user=None, script=None, before=""):
+    def begin(self, triggered=0, sent=0, wait=8, minimum=0, limits=LOWERED, as_user=None, before="", group=None, environment=()):
         """Starts the script as Systems Manager does: a prelude, then the text, in one file without a first line of its own; no input, two pipes."""
         self.stage.check()
         epoch = 1_771_319_645
+        if limits and self.stage.script == FIRST_EDITION:
+            limits = {**limits, **FIRST_EDITION_LIMITS}
         order = {"TRIGGERED_AT": epoch + triggered, "SENT_AT": epoch + sent, "BUSY_WAIT_SECONDS": wait, "MIN_MEMORY_MIB": minimum, **limits}
         prelude = "".join(f"{name}={value}\nexport {name}\n" for name, value in order.items())
         number = self.stage.number()
         file = f"{SCRIPTS}/{number}/_script.sh"
-        self.write(file, prelude + (script or SCRIPT.read_text()), 0o755)
+        self.write(file, prelude + self.stage.script.read_text(), 0o755)
         self.inside(file).parent.chmod(0o755)
         command = ["sh", "-c", file]
         if before:
             command = ["unshare", "-m", "--", "bash", "-c", f'{before} && exec "$@"', "before", *command]
         if as_user is not None:
             command = ["setpriv", f"--reuid={as_user}", f"--regid={as_user}", "--clear-groups", *command]
+        command = self.enter(*command, hide_systemd=self.kind == "init")
+        if group:
+            # A control group of the script's own, as the SSM Agent's unit is one: whatever systemd starts is elsewhere.
+            command = ["bash", "-c", f'echo 0 > {group}/cgroup.procs && exec "$@"', "group", *command]
         child = subprocess.Popen(
-            self.enter(*command, hide_systemd=self.kind == "init"),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **dict(environment)},
             start_new_session=True,
         )
-        return Run(self, child, file, wait + 300 + SCRIPT_GRACE)
+        return Run(self, child, file, wait + SCRIPT_LIMIT)
 
     def restart(self, **order):
         """One run of the script, to its end."""
@@ -505,9 +539,9 @@ class Host:
         self.wait_for("the run's lock", 20, lambda: self.exists(f"{LOCK}.file") and any(p.title.startswith("sleep 2") for p in self.processes()))
         expect(run.child.poll() is None, "the run has ended already")
 
-    def nothing_is_left(self):
+    def nothing_is_left(self, usual=None):
         """What a finished run may leave behind: nothing. No drop-in, no job, no held lock, no process."""
-        expect(not self.exists(f"{DROP_INS}/90-agent-restart.conf"), "the drop-in is still there")
+        expect(not self.exists(DROP_IN), "the drop-in is still there")
         expect(not self.exists(DROP_INS), "the drop-in's folder is still there")
         expect(not self.exists(f"{LOCK}.owner"), "the lock's link is still there")
         if self.exists(f"{LOCK}.file") and shutil.which("flock"):
@@ -515,7 +549,8 @@ class Host:
             expect_equal("the lock is free: flock's exit", done.returncode, 0)
         if self.kind != "init":
             expect_equal("jobs", self.run("systemctl list-jobs --no-legend").stdout.strip(), "")
-            usual = {"generated": "process"}.get(self.kind, "control-group")
+            expect_equal("the transient unit", self.run(f"systemctl list-units --all --no-legend --plain {TRANSIENT}").stdout.strip(), "")
+            usual = usual or {"generated": "process"}.get(self.kind, "control-group")
             expect_equal("the unit's kill mode", self.run("systemctl show -p KillMode codedeploy-agent").stdout.strip(), f"KillMode={usual}")
         strays = [process for process in self.processes() if SCRIPTS in process.title]
         expect(not strays, f"processes of the script are left: {strays}")
@@ -545,18 +580,22 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 class Stage:
     """Where the hosts stand: one tmpfs, and what has to be ended."""
 
-    def __init__(self, folder, name):
-        self.folder, self.name = folder, name
+    def __init__(self, folder, name, script=SCRIPT):
+        self.folder, self.name, self.script = folder, name, script
         self.lock = threading.Lock()
-        self.counter = 0
+        self.counter = itertools.count(1)
         self.hosts = []
         self.lines = []
         self.stopping = threading.Event()
 
+    def with_script(self, script):
+        """The same stage, but another script is tried on it, and what that one says is not kept."""
+        other = copy.copy(self)
+        other.script, other.lines = script, []
+        return other
+
     def number(self):
-        with self.lock:
-            self.counter += 1
-            return self.counter
+        return next(self.counter)
 
     def stop(self):
         """Ends everything: the waits of the cases, and the containers with whatever a case is reading from."""

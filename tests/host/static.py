@@ -3,8 +3,6 @@
 import re
 import subprocess
 
-from stage import SCRIPT
-
 # What systemd 219 (Amazon Linux 2, RHEL 7) knows of what the script may use. Anything else is refused until somebody has looked when it came.
 OPTIONS = {"-p", "-q", "-u", "-n", "-o", "--no-legend", "--no-pager"}
 VERBS = {"show", "list-jobs", "daemon-reload", "reset-failed", "restart", "is-active"}
@@ -20,22 +18,22 @@ FORBIDDEN = {
 }
 
 
-def code_lines():
+def code_lines(script):
     """The script without its comments."""
-    return [(number, line) for number, line in enumerate(SCRIPT.read_text().splitlines(), 1) if not line.lstrip().startswith("#")]
+    return [(number, line) for number, line in enumerate(script.read_text().splitlines(), 1) if not line.lstrip().startswith("#")]
 
 
-def problems():
+def problems(script):
     found = []
-    shellcheck = subprocess.run(["shellcheck", "-s", "sh", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
+    shellcheck = subprocess.run(["shellcheck", "-s", "sh", script], capture_output=True, text=True, timeout=120, check=False)
     if shellcheck.returncode != 0:
         found.append(f"shellcheck: {shellcheck.stdout}{shellcheck.stderr}")
-    for number, line in enumerate(SCRIPT.read_text().splitlines(), 1):
+    for number, line in enumerate(script.read_text().splitlines(), 1):
         if "shellcheck disable" in line and not re.search(r"disable=SC\d+ # \w", line):
             found.append(f"line {number}: a check is disabled without a reason")
         if "{{" in line:
             found.append(f"line {number}: two braces: Systems Manager would take it for a parameter")
-    for number, line in code_lines():
+    for number, line in code_lines(script):
         for pattern, reason in FORBIDDEN.items():
             if re.search(pattern, line):
                 found.append(f"line {number}: {line.strip()}: {reason}")
@@ -47,7 +45,7 @@ def problems():
         for verb in re.findall(r"\bsystemctl ([a-z-]+)", line):
             if verb not in VERBS:
                 found.append(f"line {number}: systemctl {verb} is not on the list of what systemd 219 knows")
-    drop_in = re.search(r"^put_drop_in\(\) \{\n(.*?)^\}", SCRIPT.read_text(), re.M | re.S)
+    drop_in = re.search(r"^put_drop_in\(\) \{\n(.*?)^\}", script.read_text(), re.M | re.S)
     settings = re.findall(r"(?:'|\\n)([A-Z]\w+)=", drop_in[1]) if drop_in else []
     if sorted(settings) != sorted(SETTINGS):
         found.append(f"the drop-in sets {settings}; the list of what systemd 219 knows is {sorted(SETTINGS)}")
