@@ -4,15 +4,20 @@
 # POSIX sh (dash, bash, busybox ash), run as root by Systems Manager Run Command. The contract (parameters, codes, the line) is in README.md beside this file.
 # The steps are in main(), at the end; each function above it is named by what it does or proves.
 #
-# Two things decide how it goes about it. The agent's own stop refuses while a lifecycle event runs, but systemd kills the unit's whole control group after
-# that refusal: the hook, and every application that a hook ever started. And no exit status proves anything: a restart can be a silent no-op, and
-# `is-active` is also said of an agent that crash-loops. So the kill mode is changed before anything is asked of systemd, and the proof is looked for in /proc.
+# Three things decide how it goes about it.
+# The agent's own stop refuses while a lifecycle event runs, but systemd kills the unit's whole control group after that refusal: the hook, and every application
+# that a hook ever started. So the kill mode is changed before anything is asked of systemd.
+# No exit status proves anything: a restart can be a silent no-op, and `is-active` is also said of an agent that crash-loops or that CodeDeploy does not hear.
+# So the proof is looked for in /proc and in the agent's log.
+# And the hosts that need this are those whose memory or tasks have run out. So the shell looks for itself, without starting anything: a function gives its answer
+# in variables (in capitals), not through a substitution. Where a process could not be started, the shell ends, and the trap at the end says so in a true line.
 
 set -u
 LC_ALL=C
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 umask 022
+cd /
 
 # The line goes to what was standard output. Nothing else may: Systems Manager keeps 2,500 bytes, and error text would push the line out.
 exec 3>&1 >/dev/null 2>&1 </dev/null
@@ -24,60 +29,100 @@ BUSY_WAIT_SECONDS=${BUSY_WAIT_SECONDS:-120}
 MIN_MEMORY_MIB=${MIN_MEMORY_MIB:-0}
 
 # Times in seconds. The tests can lower them; nothing else does.
-lowered() { if [ -n "$2" ] && [ "$2" -lt "$1" ]; then echo "$2"; else echo "$1"; fi; }
-STATUS_LIMIT=$(lowered 30 "${TEST_STATUS_LIMIT:-}")    # the agent's own `status`
-STOP_LIMIT=$(lowered 60 "${TEST_STOP_LIMIT:-}")        # stopping an agent that runs outside its unit
-RESTART_LIMIT=$(lowered 150 "${TEST_RESTART_LIMIT:-}") # a restart: it ends with the current long poll, up to 80 s
-READY_LIMIT=$(lowered 60 "${TEST_READY_LIMIT:-}")      # until a new poller says that it is ready
-STABLE=$(lowered 12 "${TEST_STABLE:-}")                # the same processes for this long; a crash loop turns every 5 s
-ASK_LIMIT=20                                           # any question to systemd
-DEADLINE=$((BUSY_WAIT_SECONDS + 300))                  # of this script; Systems Manager would kill it 60 s later, without a line
-QUIET_LOOKS=3                                          # the tracking directory is empty between two lifecycle events, so look again
+STATUS_LIMIT=${TEST_STATUS_LIMIT:-30}    # the agent's own `status`
+RESTART_LIMIT=${TEST_RESTART_LIMIT:-150} # a restart: it ends with the current long poll, up to 80 s
+READY_LIMIT=${TEST_READY_LIMIT:-60}      # until a new poller says that it is ready
+STABLE=${TEST_STABLE:-12}                # the same processes for this long; a crash loop turns every 5 s
+PROOF_LIMIT=${TEST_PROOF_LIMIT:-75}      # until a ready poller has polled: a long poll lasts 45 s, some 60
+BLIND_LIMIT=${TEST_BLIND_LIMIT:-45}      # the same processes for this long, where the log tells nothing of polls
+WORKER_LIMIT=${TEST_WORKER_LIMIT:-65}    # until a master of v2 shows a worker: it starts one at least every 60 s
+ASK_LIMIT=20                             # any question to systemd
+RECENT=300                               # how old the last good poll may be of an agent that was left alone
+DEADLINE=$((BUSY_WAIT_SECONDS + 390))    # of this script; Systems Manager would kill it 60 s later, without a line
+QUIET_LOOKS=3                            # the tracking directory is empty between two lifecycle events, so look again
 LOOK_EVERY=2
+STALE=86400                              # the agent itself ignores tracking files of this age
+DRAIN_LIMIT=7200                         # an agent that is asked to end waits this long for its lifecycle event
 
 AGENT=/opt/codedeploy-agent
 CLI=$AGENT/bin/codedeploy-agent
-UNIT=codedeploy-agent
+OWN_UNIT=codedeploy-agent.service
 INIT_SCRIPT=/etc/init.d/codedeploy-agent
 LOCK=/run/codedeploy-agent-restart.lock
-# Runtime only: it is gone after a reboot, whatever happens to this script.
-DROP_IN=/run/systemd/system/$UNIT.service.d/90-agent-restart.conf
+# The transient unit that restarts an agent which runs outside its own.
+JOB_UNIT=codedeploy-agent-restart.service
+# Runtime only: it is gone after a reboot, whatever happens to this script. Its name sorts after an administrator's `override.conf`.
+DROP_IN_NAME=zz-agent-restart.conf
+NEWLINE='
+'
 
 # ---- time and bounds ----------------------------------------------------------------------------------------------------------------------------------
 
-# Seconds since boot. The wall clock may be wrong, and may be set while this runs.
-now() { read -r up _ < /proc/uptime && echo "${up%%.*}"; }
-# Hundredths of a second since boot: the unit in which the kernel tells when a process started.
-now_ticks() { read -r up _ < /proc/uptime && echo $((${up%%.*} * 100 + 1${up#*.} - 100)); }
+# Sets NOW, seconds since boot. The wall clock may be wrong, and may be set while this runs.
+tick() { read -r up _ < /proc/uptime && NOW=${up%%.*}; }
 
-BEGAN=$(now)
-BEGAN_TICKS=$(now_ticks)
+# Sets PARENT, GROUP, SESSION and STARTED (in ticks of the kernel's, 100 a second on every architecture that Systems Manager runs on) of a living process; fails
+# when it is gone or a zombie.
+read_process() {
+  STARTED=''
+  read -r stat < "/proc/$1/stat" || return
+  # The name stands in parentheses, and may hold some.
+  stat=${stat##*) }
+  # shellcheck disable=SC2086 # a word for each field
+  set -- $stat
+  case $1 in Z | X) return 1 ;; esac
+  PARENT=$2 GROUP=$3 SESSION=$4 STARTED=${20}
+}
 
-# Seconds that are left of this script, or of $1 if that is less. Never less than 5, though: a question that nobody has time to answer would be taken for a no.
+read_process self
+BEGAN_TICKS=$STARTED
+tick
+BEGAN=$NOW
+
+# Whether the process `pid:start` lives: a later one with the same number is another.
+is_alive() { read_process "${1%%:*}" && [ "$STARTED" = "${1#*:}" ]; }
+
+# Sets AGE, how old a process is that started at these ticks, in seconds. By the kernel's count for both processes: /proc/uptime is virtual in some containers.
+age_since() { tick && AGE=$((NOW - BEGAN - ($1 - BEGAN_TICKS) / 100)); }
+
+# Sets LEFT, the seconds that are left of this script, or $1 if that is less. Never less than 5, though: a question that nobody has time to answer would be
+# taken for a no.
 at_most() {
-  left=$((BEGAN + DEADLINE - $(now)))
-  [ "$left" -lt 5 ] && left=5
-  [ "$left" -gt "$1" ] && left=$1
-  echo "$left"
+  tick
+  LEFT=$((BEGAN + DEADLINE - NOW))
+  [ "$LEFT" -lt 5 ] && LEFT=5
+  [ "$LEFT" -gt "$1" ] && LEFT=$1
+  return 0
+}
+
+# Sets FILE_AGE, how long ago a file was written, in seconds. By the wall clock, as the file's own time is. What cannot be told counts as new.
+file_age() {
+  FILE_AGE=$(date +%s):$(date -r "$1" +%s)
+  case $FILE_AGE in :* | *: | *[!0-9:]*) FILE_AGE=0 ;; *) FILE_AGE=$((${FILE_AGE%:*} - ${FILE_AGE#*:})) ;; esac
 }
 
 # Runs a command for at most $1 seconds; 124 when it had to be ended. Descriptors 3 and 9 are closed: an agent that inherits the first would make Systems
 # Manager wait for its end, and one that inherits the second would keep the lock for ever.
 bounded() {
-  limit=$(at_most "$1")
+  at_most "$1"
   shift
-  if [ -n "$HAVE_TIMEOUT" ]; then
-    timeout "$limit" "$@" 3>&- 9>&-
+  # Old busybox knows another form of it, and some say that the command was ended by a signal, which is the same.
+  if [ -z "${HAVE_TIMEOUT:-}" ]; then
+    HAVE_TIMEOUT=no
+    timeout 5 true && HAVE_TIMEOUT=yes
+  fi
+  if [ "$HAVE_TIMEOUT" = yes ]; then
+    timeout "$LEFT" "$@" 3>&- 9>&-
     ended=$?
-    # Some busybox say that the command was ended by a signal, which is the same.
     [ "$ended" -eq 143 ] && ended=124
     return "$ended"
   fi
   "$@" 3>&- 9>&- &
   child=$!
-  end=$(($(now) + limit))
+  end=$((NOW + LEFT))
   while kill -0 "$child"; do
-    if [ "$(now)" -ge "$end" ]; then
+    tick
+    if [ "$NOW" -ge "$end" ]; then
       kill "$child"
       return 124
     fi
@@ -85,55 +130,87 @@ bounded() {
   done
   wait "$child"
 }
-# Old busybox knows another form of it.
-HAVE_TIMEOUT=''
-timeout 5 true && HAVE_TIMEOUT=yes
 
 # ---- the one line --------------------------------------------------------------------------------------------------------------------------------------
 
-# Text as the inside of a JSON string, at most $1 bytes: ASCII without control characters, quotes or backslashes, so that nothing has to be escaped.
-json_text() { printable | tr '"' "'" | tr '\134' / | tr -s ' ' | cut -c "1-$1" | sed 's/ *$//'; }
-
-# Logs hold control characters and other people's encodings; grep would call them binary.
-printable() { tr -c '\012\040-\176' ' '; }
+# Sets TEXT to $2 as the inside of a JSON string, at most $1 bytes: ASCII without control characters, quotes or backslashes, so that nothing has to be escaped.
+json_text() {
+  TEXT=''
+  rest=$2
+  while [ -n "$rest" ] && [ ${#TEXT} -lt "$1" ]; do
+    char=${rest%"${rest#?}"}
+    rest=${rest#?}
+    case $char in
+      '"') char="'" ;;
+      \\) char=/ ;;
+      [!\ -~]) char=' ' ;;
+    esac
+    case $TEXT$char in ' ' | *'  ') ;; *) TEXT=$TEXT$char ;; esac
+  done
+  TEXT=${TEXT% }
+}
 
 MEMORY_BEFORE=0
-VERSION=''
-# Nothing has been done to the agent so far.
-UNTOUCHED=yes
+VERSION='' PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT
+# How far it went: `untouched`, `asked` while a restart that was asked for goes on, then `touched`.
+DONE=untouched
 
-# Prints the line and ends. $1: exit code, $2: result, $3: detail.
+# Prints the line and ends. $1: exit code, $2: result, $3: detail. Nothing is started before the line is out: on a host without a free task it would not be.
 finish() {
   trap - EXIT
   trap '' HUP INT TERM
+  ENDS_WITH=$1
+  trap 'exit "$ENDS_WITH"' EXIT
+  look_once
+  measure_agent
+  tick
+  json_text 60 "$VERSION"
+  version=$TEXT
+  json_text 600 "$3"
+  printf '{"agentRestart":1,"result":"%s","code":%d,"agentVersion":"%s","memoryBeforeKiB":%d,"memoryAfterKiB":%d,"seconds":%d,"detail":"%s"}\n' \
+    "$2" "$1" "$version" "$MEMORY_BEFORE" "$MEMORY" "$((NOW - BEGAN))" "$TEXT" >&3
   # An agent that is down may be in systemd's hands, which starts it again and again: each failure would kill the applications without the drop-in. The same if
   # the old agent survived a restart: the new one that finds it running may end only after this, and its failure would kill a hook. The next run clears it.
-  case $1 in
-    30 | 32) ;;
-    20 | 31) [ -n "$UNTOUCHED" ] && clear_drop_in ;;
+  case $1:$DONE in
+    30:* | 32:* | 20:touched | 31:touched) ;;
     *) clear_drop_in ;;
   esac
   release_lock
-  printf '{"agentRestart":1,"result":"%s","code":%d,"agentVersion":"%s","memoryBeforeKiB":%d,"memoryAfterKiB":%d,"seconds":%d,"detail":"%s"}\n' \
-    "$2" "$1" "$(printf %s "$VERSION" | tr '\n' ' ' | json_text 60)" "$MEMORY_BEFORE" "$(all_memory)" "$(($(now) - BEGAN))" "$(printf %s "$3" | tr '\n' ' ' | json_text 600)" >&3
   exit "$1"
 }
+
+# Ends where it could not see enough to be sure, or where a new agent would not start. $1: why.
+leave_alone() {
+  [ "$DONE" = untouched ] && finish 12 preflight-failed "$1; the agent was left alone"
+  finish 33 agent-unhealthy "$1: nothing is proven about the new agent"
+}
+
+# Whatever ends this script, there is a line that is true.
+# shellcheck disable=SC2317 # a trap calls it
+interrupted() {
+  why='the script was ended by a signal, or could not start a process (no task or memory is free)'
+  [ "$DONE" = asked ] && finish 34 draining "$why; the restart that it asked for goes on by itself"
+  leave_alone "$why"
+}
+trap interrupted EXIT HUP INT TERM
 
 # ---- the lock: one run at a time on this host ------------------------------------------------------------------------------------------------------------
 
 # Until when this run waits for other things on the host.
 PATIENCE_END=$((BEGAN + BUSY_WAIT_SECONDS))
 
+is_patient() { tick && [ "$NOW" -lt "$PATIENCE_END" ]; }
+
 # With flock the kernel frees the lock of a run that was killed. Without it a symbolic link holds the owner's identity, so that a dead owner shows.
 take_lock() {
-  (: >> "$LOCK.file") || finish 12 preflight-failed "cannot write to ${LOCK%/*}; the agent was left alone"
+  { : >> "$LOCK.file"; } || leave_alone "cannot write to ${LOCK%/*}"
   if command -v flock; then
     exec 9>> "$LOCK.file"
     until flock -n 9; do wait_for_lock; done
   else
-    until ln -s "$$:$(started_at $$)" "$LOCK.owner"; do
+    until ln -s "$$:$BEGAN_TICKS" "$LOCK.owner"; do
       owner=$(readlink "$LOCK.owner")
-      if [ -n "$owner" ] && [ "$(started_at "${owner%%:*}")" != "${owner#*:}" ]; then
+      if [ -n "$owner" ] && ! is_alive "$owner"; then
         # Renaming is atomic: of several runs that find the dead owner, one gets it. It looks again what it got, since another may have been faster altogether.
         mv "$LOCK.owner" "$LOCK.dead.$$" && [ "$(readlink "$LOCK.dead.$$")" != "$owner" ] && mv "$LOCK.dead.$$" "$LOCK.owner"
         rm -f "$LOCK.dead.$$"
@@ -145,138 +222,368 @@ take_lock() {
 }
 
 wait_for_lock() {
-  [ "$(now)" -ge "$PATIENCE_END" ] && finish 22 restart-running "another restart holds the lock after ${BUSY_WAIT_SECONDS} s"
+  is_patient || finish 22 restart-running "another restart holds the lock after ${BUSY_WAIT_SECONDS} s"
   sleep 1
 }
 
-release_lock() { [ "$(readlink "$LOCK.owner")" = "$$:$(started_at $$)" ] && rm -f "$LOCK.owner"; }
+release_lock() { [ -L "$LOCK.owner" ] && [ "$(readlink "$LOCK.owner")" = "$$:$BEGAN_TICKS" ] && rm -f "$LOCK.owner"; }
 
-# ---- the agent's installation ----------------------------------------------------------------------------------------------------------------------------
+# ---- the agent's configuration -----------------------------------------------------------------------------------------------------------------------------
 
-# A value of the agent's configuration, written `:key: value` or `key: value`. $1: key, $2: default.
-configured() {
-  value=$(sed -n "s/^[[:space:]]*:\{0,1\}$1:[[:space:]]*//p" "$CONFIG" | head -n 1 | sed "s/[[:space:]]#.*//; s/[[:space:]]*\$//; s/^[\"']//; s/[\"']\$//")
-  echo "${value:-$2}"
+trimmed() {
+  TRIMMED=${1#"${1%%[![:space:]]*}"}
+  TRIMMED=${TRIMMED%"${TRIMMED##*[![:space:]]}"}
 }
 
-read_installation() {
+# Reads what the agent reads: YAML's block form with one key a line, of which the last counts, and only the first document. Whatever else YAML knows (anchors,
+# flow style, values over several lines) makes it UNCERTAIN where it concerns one of the agent's directories.
+read_configuration() {
+  PROGRAM=codedeploy-agent PID_DIR=$AGENT/state/.pid ROOT_DIR=$AGENT/deployment-root TRACKING_NAME=ongoing-deployment LOG_DIR=/var/log/aws/codedeploy-agent
+  WIRE_LOG=false UNCERTAIN='' margin=none begun='' bare_keys=''
   CONFIG=/etc/codedeploy-agent/conf/codedeployagent.yml
   [ -f "$CONFIG" ] || CONFIG=$AGENT/conf/codedeployagent.yml
-  PROGRAM=$(configured program_name codedeploy-agent)
-  PID_FILE=$(configured pid_dir $AGENT/state/.pid)/$PROGRAM.pid
-  TRACKING=$(configured root_dir $AGENT/deployment-root)/$(configured ongoing_deployment_tracking ongoing-deployment)
-  LOG=$(configured log_dir /var/log/aws/codedeploy-agent)/$PROGRAM.log
-  VERSION=$(sed -n 's/^agent_version: *//p' $AGENT/.version | head -n 1)
-  # v1 is a Ruby script, v2 a binary.
-  GENERATION=2
-  head -c 64 "$CLI" | grep -q '^#!.*ruby' && GENERATION=1
+  if [ -f "$CONFIG" ]; then
+    while IFS= read -r line || [ -n "$line" ]; do read_entry "$line" || break; done < "$CONFIG"
+  fi
+  name_files
 }
 
-# The last errors of the agent's log, for the detail of a failure.
-log_says() {
-  errors=$(tail -n 400 "$LOG" | printable | grep -E '(ERROR|WARN|FATAL)' | tail -n 2 | cut -c 1-250 | tr '\n' ' ')
-  [ -z "$errors" ] || printf '; log: %s' "$errors"
+# The files whose places follow from the configuration.
+name_files() {
+  PID_FILE=${PID_DIR%/}/$PROGRAM.pid
+  TRACKING=${ROOT_DIR%/}/$TRACKING_NAME
+  LOG=${LOG_DIR%/}/$PROGRAM.log
+}
+
+# One line of it; fails where the first document ends.
+read_entry() {
+  trimmed "$1"
+  text=$TRIMMED
+  case $1 in
+    '---' | '---'[[:space:]]*)
+      [ "$margin" = none ] || return 1
+      trimmed "${text#---}"
+      case $begun$TRIMMED in '' | '#'*) ;; *) UNCERTAIN=$text ;; esac
+      begun=yes
+      return 0
+      ;;
+    '...'*)
+      [ "$margin" = none ] && UNCERTAIN=$text
+      return 1
+      ;;
+    '%'*) [ "$margin" = none ] && return 0 ;;
+  esac
+  case $text in '' | '#'*) return 0 ;; esac
+  indent=${1%%[![:space:]]*}
+  [ "$margin" = none ] && margin=$indent key=''
+  # A line that goes further in belongs to the key above it.
+  if [ "$indent" != "$margin" ]; then
+    concerns_us && UNCERTAIN=$text
+    return 0
+  fi
+  split_entry || { UNCERTAIN=$text && return 0; }
+  concerns_us || return 0
+  # Both spellings of a key are two keys to YAML, of which the agent takes the one without the colon (core_ext.rb, symbolize_keys!).
+  case $bare$bare_keys' ' in
+    0*" $key "*) return 0 ;;
+    1*) bare_keys="$bare_keys $key" ;;
+  esac
+  case $key in
+    program_name) take_value && PROGRAM=$value ;;
+    pid_dir) take_value && is_absolute && PID_DIR=$value ;;
+    root_dir) take_value && is_absolute && ROOT_DIR=$value ;;
+    ongoing_deployment_tracking) take_value && TRACKING_NAME=$value ;;
+    log_dir) take_value && is_absolute && LOG_DIR=$value ;;
+    log_aws_wire) take_value && WIRE_LOG=$value ;;
+    '<<') UNCERTAIN=$text ;;
+  esac
+  return 0
+}
+
+concerns_us() {
+  case $key in program_name | pid_dir | root_dir | ongoing_deployment_tracking | log_dir | log_aws_wire | '<<') ;; *) return 1 ;; esac
+}
+
+# Sets key, value and bare (whether the key had no colon in front) of `:key: value`, `key: value`, `"key": value` and `key : value`.
+split_entry() {
+  case $text in
+    \"* | \'*)
+      quote=${text%"${text#?}"}
+      key=${text#?}
+      value=${key#*"$quote"}
+      key=${key%%"$quote"*}
+      # In quotes the colon belongs to the name, and the agent's generations may differ about that.
+      case $key in :*) UNCERTAIN=$text ;; esac
+      trimmed "$value"
+      case $TRIMMED in : | :[[:space:]]*) value=${TRIMMED#:} ;; *) return 1 ;; esac
+      ;;
+    ['?&*!|>{[%@`']* | '- '*) return 1 ;;
+    *:[[:space:]]*)
+      key=${text%%:[[:space:]]*}
+      value=${text#"$key":}
+      ;;
+    *:) key=${text%:} value='' ;;
+    *) return 1 ;;
+  esac
+  trimmed "$key"
+  key=${TRIMMED#:}
+  bare=0
+  [ "$key" = "$TRIMMED" ] && bare=1
+  return 0
+}
+
+# Takes the value out of its quotes, and off a comment behind it.
+take_value() {
+  trimmed "$value"
+  value=$TRIMMED
+  case $value in
+    \"* | \'*)
+      quote=${value%"${value#?}"}
+      value=${value#?}
+      trimmed "${value#*"$quote"}"
+      case $TRIMMED in '' | '#'*) ;; *) UNCERTAIN=$text ;; esac
+      value=${value%%"$quote"*}
+      case $value in *\\*) UNCERTAIN=$text ;; esac
+      ;;
+    ['&*!|>{[%@`']*) UNCERTAIN=$text ;;
+    *)
+      trimmed "${value%%[[:space:]]#*}"
+      value=$TRIMMED
+      ;;
+  esac
+  case $value in '' | '~' | null | '#'*) UNCERTAIN=$text ;; esac
+  [ -z "$UNCERTAIN" ]
+}
+
+is_absolute() { case $value in /*) ;; *) UNCERTAIN=$text && return 1 ;; esac }
+
+# What the configuration does not tell with certainty, the files that the running agent holds open do. The same where it was changed after the agent had started;
+# then the agent's own tracking directory counts beside that of the configuration.
+ask_open_files() {
+  open_pid_file='' open_log='' RUNNING_TRACKING=''
+  for process in $AGENTS; do
+    links=$(bounded "$ASK_LIMIT" ls -l "/proc/${process%%:*}/fd") || continue
+    IFS=$NEWLINE
+    for link in $links; do
+      link=${link#* -> }
+      case $link in
+        */deployment-logs/*-deployments.log) RUNNING_TRACKING=${link%/deployment-logs/*}/$TRACKING_NAME ;;
+        *.pid.lock) open_pid_file=${link%.lock} ;;
+        /*.log) open_log=$link ;;
+      esac
+    done
+    unset IFS
+  done
+  [ -n "$UNCERTAIN" ] || return 0
+  if [ -z "$open_pid_file" ] || [ -z "$open_log" ] || [ -z "$RUNNING_TRACKING" ]; then
+    leave_alone "cannot tell which directories the agent uses: $CONFIG has '$UNCERTAIN'"
+  fi
+  PID_FILE=$open_pid_file LOG=$open_log TRACKING=$RUNNING_TRACKING
+}
+
+has_changed_since() {
+  [ -n "$1" ] && [ -f "$CONFIG" ] && file_age "$CONFIG" && age_since "${1#*:}" && [ "$FILE_AGE" -lt "$AGE" ]
 }
 
 # ---- the agent's processes, as /proc has them ------------------------------------------------------------------------------------------------------------
 # Not by the PID file (absent for a second after the start, stale after a crash), not by systemd's main process (0 for a generated unit, an application that
 # remained in the control group otherwise).
 
-title() { tr '\0' ' ' < "/proc/$1/cmdline"; }
-
-# When a process started, in clock ticks since boot; empty when it is gone. With the id it tells a process from a later one with the same id.
-started_at() { sed 's/^.*) //' "/proc/$1/stat" | cut -d ' ' -f 20; }
-
-parent_of() { sed 's/^.*) //' "/proc/$1/stat" | cut -d ' ' -f 2; }
-
-identity() { echo "$1:$(started_at "$1")"; }
-
-# A process that ended while it was looked at has no start, and is not the same as one that is gone.
-same_process() { [ -n "${1#*:}" ] && [ "$(started_at "${1%%:*}")" = "${1#*:}" ]; }
-
-# Every process that has to do with the agent, cheaply: one grep over all of /proc.
-agent_processes() { grep -lF -e codedeploy-agent -e "$PROGRAM: " /proc/[0-9]*/cmdline | cut -d / -f 3; }
-
-children_of() {
-  for pid in $(agent_processes); do
-    [ "$(parent_of "$pid")" = "$1" ] && echo "$pid"
+# Only what lives in this script's own process namespace and root is this host's: containers have agents, and package managers, of their own. Where the kernel has
+# no such links the rule falls away; a process that does not show them is HIDDEN.
+is_ours() {
+  for link in ns/pid root; do
+    [ -e "/proc/self/$link" ] || continue
+    # shellcheck disable=SC3013 # dash, bash and busybox have -ef
+    [ "/proc/$1/$link" -ef "/proc/self/$link" ] && continue
+    [ -e "/proc/$1/$link" ] || [ ! -d "/proc/$1" ] || HIDDEN=$1
+    return 1
   done
 }
 
-# A v1 `codedeploy-agent stop` has a master's title while it waits, but neither the PID file nor children. Titles of v1 begin with the program's configured name.
-is_master() {
-  case $GENERATION:$(title "$1") in
-    "1:$PROGRAM: master "*) [ "$(cat "$PID_FILE")" = "$1" ] || [ -n "$(children_of "$1")" ] ;;
-    "2:$CLI start"* | "2:$CLI restart"*) true ;;
-    *) false ;;
-  esac
-}
-
-masters() {
-  for pid in $(agent_processes); do
-    is_master "$pid" && echo "$pid"
+# Looks once at every process, and sets AGENTS, a word `pid:start:parent:kind` for each that has to do with an agent. Kinds: `master` and `poller` of v1, its
+# `child` that begins or ends; `start` and `worker` of v2; `other` for whatever else runs the agent's program. Both generations are understood, whatever program is
+# on the disk: v1 sets its titles itself (`codedeploy-agent: master 12`, `...: InstanceAgent::Plugins::CodeDeployPlugin::CommandPoller of master 12`, after the
+# configured name of the program; runner/master.rb:13, runner/child.rb:80); v2's are its path, perhaps that behind a link, and its argument. `read` takes the zero
+# bytes away. Then MASTERS and POLLERS, a word `pid:start` each, and UNCLEAR, what may be a master or belongs to no agent that is known. Fails when a process
+# vanished under the look: another may have taken its place unseen.
+look_once() {
+  AGENTS='' vanished=''
+  for process in /proc/[0-9]*; do
+    title=''
+    read -r title < "$process/cmdline"
+    case $title in
+      *': master '[0-9]* | *' of master '[0-9]* | *': booting child'* | *codedeploy-agent*) ;;
+      *) continue ;;
+    esac
+    pid=${process#/proc/}
+    case $title in
+      *": master $pid") kind=master ;;
+      *': InstanceAgent::'*'CommandPoller of master '*' - shutting down' | *': booting child'*) kind=child ;;
+      *': InstanceAgent::'*'CommandPoller of master '*) kind=poller ;;
+      # A shell or an interpreter that runs the program, such as the unit's own `bash -c`.
+      /bin/* | /usr/bin/* | /usr/local/bin/* | /sbin/* | /usr/sbin/*) kind=other ;;
+      /*/codedeploy-agent*start) kind=start ;;
+      /*/codedeploy-agent*worker) kind=worker ;;
+      *) kind=other ;;
+    esac
+    case $kind:$title in
+      other:*/codedeploy-agent/bin/codedeploy-agent* | other:codedeploy-agent*) ;;
+      other:* | *:*/deployment-archive/*) continue ;;
+    esac
+    if read_process "$pid"; then
+      is_ours "$pid" && AGENTS="$AGENTS $pid:$STARTED:$PARENT:$kind"
+    else
+      [ -d "$process" ] || vanished=yes
+    fi
   done
+  sort_out
+  [ -z "$vanished" ]
 }
 
-# The process of master $1 that polls CodeDeploy, once it says that it is ready (v1: before that its title is `booting child`).
-poller_of() {
-  for pid in $(children_of "$1"); do
-    case $GENERATION:$(title "$pid") in
-      *"shutting down"*) ;;
-      "1:$PROGRAM: "*"CommandPoller of master"* | "2:$CLI worker"*)
-        echo "$pid"
-        return
+sort_out() {
+  named=''
+  [ -f "$PID_FILE" ] && read -r named < "$PID_FILE"
+  MASTERS='' POLLERS='' UNCLEAR=''
+  for process in $AGENTS; do
+    pid=${process%%:*}
+    started=${process#*:}
+    identity=$pid:${started%%:*}
+    case $process in
+      # A v1 `codedeploy-agent stop` has a master's title while it waits, but neither the PID file nor children.
+      *:master)
+        case "$named $AGENTS " in
+          "$pid "* | *":$pid:poller "* | *":$pid:child "*) MASTERS="$MASTERS $identity" ;;
+          *) UNCLEAR="$UNCLEAR $identity" ;;
+        esac
         ;;
+      *:start) MASTERS="$MASTERS $identity" ;;
+      *:poller | *:worker) POLLERS="$POLLERS $identity" ;;
+      *:other) UNCLEAR="$UNCLEAR $identity" ;;
     esac
   done
+  # shellcheck disable=SC2086 # one word for each
+  count $MASTERS
 }
 
-# Resident memory of a master and its poller, in KiB. Not of the control group: that holds the customer's applications too.
-memory_of() {
-  sum=0
-  for pid in $1 $(poller_of "$1"); do
-    kib=$(sed -n 's/^VmRSS:[[:space:]]*\([0-9]*\).*/\1/p' "/proc/$pid/status")
-    sum=$((sum + ${kib:-0}))
+# Sets COUNT, how many masters there are, and MASTER, the first.
+count() { COUNT=$# MASTER=${1:-}; }
+
+look() {
+  looks=0 HIDDEN=''
+  until look_once; do
+    looks=$((looks + 1))
+    [ "$looks" -lt 10 ] || leave_alone 'processes of the agent vanish faster than they can be looked at'
   done
-  echo "$sum"
+  [ -z "$HIDDEN" ] || leave_alone "cannot see to which namespace process $HIDDEN belongs, which looks like an agent"
 }
 
-all_memory() {
-  total=0
-  for master in $(masters); do
-    total=$((total + $(memory_of "$master")))
+# Sets POLLER to the process of MASTER that polls CodeDeploy, once it says that it is ready (v1: before that its title is `booting child`), and KIND to its kind.
+find_poller() {
+  POLLER=''
+  for process in $AGENTS; do
+    started=${process#*:}
+    case $process in *":${MASTER%%:*}:poller" | *":${MASTER%%:*}:worker") POLLER=${process%%:*}:${started%%:*} KIND=${process##*:} ;; esac
   done
-  echo "$total"
+  [ -n "$POLLER" ]
 }
 
-only() { [ $# -eq 1 ]; }
+# Sets MEMORY, the resident memory of all masters and pollers, in KiB. Not that of the control group, which holds the customer's applications too.
+measure_agent() {
+  MEMORY=0
+  for process in $MASTERS $POLLERS; do
+    [ -e "/proc/${process%%:*}" ] || continue
+    while read -r name value _; do
+      [ "$name" = VmRSS: ] && MEMORY=$((MEMORY + value)) && break
+    done < "/proc/${process%%:*}/status"
+  done
+}
+
+# What the agent held before anything was done to it. One that somebody else stops meanwhile held that, too.
+note_memory() {
+  measure_agent
+  [ -z "$MASTERS" ] || MEMORY_BEFORE=$MEMORY
+}
+
+# Sets USER_ID, whose the process is.
+read_user() {
+  USER_ID=''
+  while read -r name value _; do
+    [ "$name" = Uid: ] && USER_ID=$value && return
+  done < "/proc/$1/status"
+  return 1
+}
 
 # ---- what must not be disturbed --------------------------------------------------------------------------------------------------------------------------
 
-# A lifecycle event runs: the agent keeps a file for it. It ignores files older than a day, and so does this.
-lifecycle_event() { find "$TRACKING" -type f -mmin -1440 | sed 's|.*/||' | head -n 1; }
+# Sets EVENT to the deployment whose lifecycle event runs, if one does. The agent keeps a file for it, and so does an agent that died in it. So the file counts if an
+# agent lives that is not younger, or the hook does; and as the agent ignores files older than a day, so does this.
+find_event() {
+  EVENT=''
+  for file in "$TRACKING"/* ${RUNNING_TRACKING:+"$RUNNING_TRACKING"/*}; do
+    [ -f "$file" ] || continue
+    file_age "$file"
+    [ "$FILE_AGE" -lt "$STALE" ] || continue
+    for process in $AGENTS; do
+      case $process in *:other) continue ;; esac
+      started=${process#*:}
+      age_since "${started%%:*}"
+      [ "$AGE" -ge $((FILE_AGE - 1)) ] && EVENT=${file##*/} && return
+    done
+    hook_lives "${file##*/}" && EVENT=${file##*/} && return
+  done
+}
 
-# A package manager or the agent's own installer is at work: it would stop and start the agent by itself.
-update_at_work() {
-  grep -lxE 'dpkg|apt|apt-get|aptitude|rpm|yum|dnf|dnf5|microdnf|zypper' /proc/[0-9]*/comm && return
-  grep -lE 'codedeploy-agent/bin/(install|update)' /proc/[0-9]*/cmdline
+# Whether a hook of deployment $1 lives. What hooks leave behind inherits the environment too, but is in a session of its own, or its process group has lost its
+# leader; a hook leads a group of the agent's session (hook_executor.rb:170), whose own leader is gone when the agent is.
+hook_lives() {
+  for process in /proc/[0-9]*; do
+    while IFS= read -r line; [ -n "$line" ]; do
+      case $line in *"DEPLOYMENT_ID=$1"*) ;; *) continue ;; esac
+      { read_process "${process#/proc/}" && is_ours "${process#/proc/}"; } || break
+      [ "$SESSION" -gt 0 ] && [ -d "/proc/$SESSION" ] && break
+      [ "$GROUP" -gt 0 ] && ! [ -d "/proc/$GROUP" ] && break
+      return 0
+    done < "$process/environ"
+  done
+  return 1
+}
+
+# Sets UPDATE to a package manager or the agent's own installer that is at work, if one is: it would stop and start the agent by itself.
+find_update() {
+  UPDATE=''
+  for process in /proc/[0-9]*; do
+    name=''
+    read -r name < "$process/comm"
+    case $name in
+      dpkg | apt | apt-get | aptitude | rpm | yum | dnf | dnf-3 | dnf5 | microdnf | zypper) ;;
+      install | update | bash | sh | ruby*)
+        title=''
+        read -r title < "$process/cmdline"
+        case $title in */codedeploy-agent/bin/install* | */codedeploy-agent/bin/update*) name="the agent's installer" ;; *) continue ;; esac
+        ;;
+      *) continue ;;
+    esac
+    read_process "${process#/proc/}" && is_ours "${process#/proc/}" && UPDATE="$name (process ${process#/proc/})" && return
+  done
 }
 
 wait_until_quiet() {
-  looks=0
-  while [ "$looks" -lt "$QUIET_LOOKS" ]; do
-    event=$(lifecycle_event)
-    update=$(update_at_work)
-    if [ -z "$event$update" ]; then
-      looks=$((looks + 1))
+  quiet=0
+  while [ "$quiet" -lt "$QUIET_LOOKS" ]; do
+    look
+    find_event
+    find_update
+    if [ -z "$EVENT$UPDATE" ]; then
+      quiet=$((quiet + 1))
     else
-      looks=0
-      if [ "$(now)" -ge "$PATIENCE_END" ]; then
-        [ -n "$event" ] && finish 20 busy "a lifecycle event of $event still runs after ${BUSY_WAIT_SECONDS} s"
-        finish 21 update-running "a package manager or installer still runs after ${BUSY_WAIT_SECONDS} s"
+      quiet=0
+      if ! is_patient; then
+        [ -n "$EVENT" ] && finish 20 busy "a lifecycle event of $EVENT still runs after ${BUSY_WAIT_SECONDS} s"
+        finish 21 update-running "$UPDATE still runs after ${BUSY_WAIT_SECONDS} s"
       fi
     fi
-    [ "$looks" -lt "$QUIET_LOOKS" ] && sleep "$LOOK_EVERY"
+    [ "$quiet" -lt "$QUIET_LOOKS" ] && sleep "$LOOK_EVERY"
   done
 }
 
@@ -284,291 +591,610 @@ wait_until_quiet() {
 
 has_systemd() { [ -d /run/systemd/system ]; }
 
-# A property of the unit. systemd 219 (Amazon Linux 2) has no `show --value`.
-property() { bounded "$ASK_LIMIT" systemctl show -p "$1" "$UNIT" | sed -n "s/^$1=//p"; }
+# Asks for what matters of unit $1. systemd 219 (Amazon Linux 2) has no `show --value`. Only an answer that holds every property is one.
+ask_unit() {
+  SHOWN=$NEWLINE$(bounded "$ASK_LIMIT" systemctl show -p LoadState -p ActiveState -p MainPID -p KillMode -p TimeoutStopUSec -p FragmentPath -p User -p Environment -p ExecStart "$1")$NEWLINE
+  property LoadState
+  LOAD_STATE=$VALUE
+  property KillMode
+  KILL_MODE=$VALUE
+  property FragmentPath
+  FRAGMENT=$VALUE
+}
 
-# A stop or restart that an earlier run asked for is still under way: the old agent drains.
-is_queued() { has_systemd && bounded "$ASK_LIMIT" systemctl list-jobs --no-legend --no-pager | grep -q "[[:space:]]$UNIT\.service[[:space:]]"; }
+# Sets VALUE to a property of the unit that was asked about.
+property() {
+  VALUE=''
+  case $SHOWN in
+    *"$NEWLINE$1="*)
+      VALUE=${SHOWN#*"$NEWLINE$1="}
+      VALUE=${VALUE%%"$NEWLINE"*}
+      ;;
+  esac
+}
+
+# Sets QUEUED to the kind of job that systemd has for the unit (`start`, `stop`, `restart` ...), or to nothing. Fails when systemd does not tell.
+find_job() {
+  QUEUED=''
+  has_systemd || return 0
+  jobs=$(bounded "$ASK_LIMIT" systemctl list-jobs --no-legend --no-pager) || return
+  # shellcheck disable=SC2086 # number, unit, type and state of each job
+  set -- $jobs
+  while [ $# -ge 3 ]; do
+    [ "$1" = "$UNIT" ] && QUEUED=$2
+    # The transient unit's own job is its start; while it runs, a restart is under way.
+    [ "$1" = "$JOB_UNIT" ] && QUEUED=restart
+    shift
+  done
+  [ -n "$QUEUED" ] || ! job_runs || QUEUED=restart
+}
+
+# systemd 219 keeps it in the other place.
+job_runs() { { [ -e "/run/systemd/transient/$JOB_UNIT" ] || [ -e "/run/systemd/system/$JOB_UNIT" ]; } && bounded "$ASK_LIMIT" systemctl is-active -q "$JOB_UNIT"; }
 
 # systemd would kill the whole control group at a stop: hooks, and applications that hooks started. With KillMode=process only the master is asked to end, and
-# it drains. The PID file makes systemd wait for the new master, and know the right process although an application remains in the group.
+# it drains, for as long as it needs. The PID file makes systemd wait for the new master, and know the right process although an application remains in the group;
+# but only where it named the old one, or systemd would wait for a file that never comes; and not in a unit made from the init script, whose start may be a no-op.
 put_drop_in() {
+  DROP_IN=/run/systemd/system/$UNIT.d/$DROP_IN_NAME
   mkdir -p "${DROP_IN%/*}"
   {
     echo '[Service]'
     echo 'KillMode=process'
-    echo 'TimeoutStopSec=7200'
-    [ "$GENERATION" = 1 ] && printf 'PIDFile=%s\nTimeoutStartSec=60\n' "$PID_FILE"
+    echo "TimeoutStopSec=$DRAIN_LIMIT"
+    case $NAMED_BY_PID_FILE:$FRAGMENT in yes:*generator*) ;; yes:*) echo "PIDFile=$PID_FILE" ;; esac
     true
-  } > "$DROP_IN" || finish 12 preflight-failed "cannot write $DROP_IN; the agent was left alone"
+  } > "$DROP_IN" || leave_alone "cannot write $DROP_IN"
   bounded "$ASK_LIMIT" systemctl daemon-reload
-  [ "$(property KillMode)" = process ] || finish 12 preflight-failed "systemd does not take $DROP_IN; the agent was left alone"
+  ask_unit "$UNIT"
+  property TimeoutStopUSec
+  [ "$KILL_MODE:$VALUE" = process:2h ] || leave_alone "systemd does not take $DROP_IN: $UNIT has KillMode=$KILL_MODE and TimeoutStopUSec=$VALUE"
 }
 
-# Removes what this run, or one that was killed, has put there. Not while a stop is queued, nor when systemd does not answer: it would bring back the kill of the
+# Removes what this run, or one that was killed, has put there. Not while a job is queued, nor when systemd does not answer: it would bring back the kill of the
 # whole group.
 clear_drop_in() {
-  [ -f "$DROP_IN" ] || return
-  jobs=$(bounded "$ASK_LIMIT" systemctl list-jobs --no-legend --no-pager) || return
-  echo "$jobs" | grep -q "[[:space:]]$UNIT\.service[[:space:]]" && return
-  rm -f "$DROP_IN"
-  rmdir "${DROP_IN%/*}"
+  left=''
+  for file in "/run/systemd/system"/*.service.d/"$DROP_IN_NAME"; do [ -f "$file" ] && left=$file; done
+  [ -n "$left" ] || return
+  find_job && [ -z "$QUEUED" ] || return
+  for file in "/run/systemd/system"/*.service.d/"$DROP_IN_NAME"; do
+    rm -f "$file"
+    rmdir "${file%/*}"
+  done
   bounded "$ASK_LIMIT" systemctl daemon-reload
 }
 
-# The queued restart of a run before this one ends by itself when the lifecycle event ends; then everything is decided anew.
-wait_for_queued_restart() {
-  while is_queued; do
-    [ "$(now)" -ge "$PATIENCE_END" ] && finish 34 draining "an earlier restart still waits for the agent to finish a lifecycle event"
+# What systemd has begun ends by itself, such as the restart of a run before this one when the lifecycle event ends; then everything is decided anew.
+wait_for_queued_job() {
+  while :; do
+    find_job || leave_alone 'systemd does not answer'
+    [ -n "$QUEUED" ] || return
+    if ! is_patient; then
+      case $QUEUED in
+        *restart) finish 34 draining 'an earlier restart still waits for the agent to finish a lifecycle event' ;;
+        stop) finish 34 draining 'somebody has stopped the agent, which still finishes a lifecycle event; nothing starts it afterwards: repeat when it has ended' ;;
+        *) finish 22 restart-running "systemd has not come to the $QUEUED of $UNIT yet: see 'systemctl list-jobs'" ;;
+      esac
+    fi
     sleep "$LOOK_EVERY"
   done
 }
 
-# ---- the decisions -----------------------------------------------------------------------------------------------------------------------------------------
+# ---- the proof of health -----------------------------------------------------------------------------------------------------------------------------------
 
-# The agent started at or after the deployment ended: its age when this script began is at most the time between the deployment's end and the sending, both by
-# the function's clock. No two machines' clocks are compared. A late delivery only makes an agent look older than it is.
-is_fresh() {
-  [ -n "$TRIGGERED_AT" ] && [ -n "$SENT_AT" ] || return
-  started=$(started_at "$1")
-  [ -n "$started" ] && [ $((BEGAN_TICKS - started * 100 / CLOCK_TICKS)) -le $(((SENT_AT - TRIGGERED_AT) * 100)) ]
+# Sets POLLS to what the agent's log says of the polls of MASTER and POLLER: `good`; `bad N TEXT`, N polls in a row were refused; `ending`, somebody has asked it to
+# end; `none`, although the log is that of this agent; `unknown` where no line is (moved, rotated away, full, of another form), or nothing when it could not be read.
+# A line holds the number of the process that wrote it. v1 logs each poll when it ends, `200 ... poll_host_command`, and each bad one (agent/base.rb:30-45). v2 logs
+# that a worker enters its loop, and then only bad polls; one that does not get there ends within 20 s. What a log says counts for RECENT seconds, but not from
+# before the poller's start: numbers are used again. Other errors (a customer's hook, the report of a leftover) mean nothing.
+read_log() {
+  POLLS=unknown
+  [ -f "$LOG" ] || return
+  age_since "${POLLER#*:}"
+  entered=''
+  [ "$KIND" = worker ] && [ "$AGE" -gt 60 ] && entered=1
+  limit=$((AGE + 2))
+  [ "$limit" -le "$RECENT" ] || limit=$RECENT
+  POLLS=$(
+    {
+      find "$LOG" -mmin "-$((RECENT / 60))"
+      bounded "$ASK_LIMIT" tail -n 2000 "$LOG"
+    } | awk -v master="(${MASTER%%:*})]:" -v poller="(${POLLER%%:*})]:" -v worker="Worker ${POLLER%%:*} " -v entered="$entered" -v limit="$limit" -v wire="$WIRE_LOG" '
+      function seconds(year, month, day, hour, minute, second) {
+        if (month < 3) { year--; month += 12 }
+        return ((365 * year + int(year / 4) - int(year / 100) + int(year / 400) + int((153 * month - 457) / 5) + day) * 24 + hour) * 3600 + minute * 60 + second
+      }
+      NR == 1 && /^\// { recent = 1; next }
+      /^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9]/ {
+        at = seconds(substr($0, 1, 4), substr($0, 6, 2), substr($0, 9, 2), substr($0, 12, 2), substr($0, 15, 2), substr($0, 18, 2))
+      }
+      index($0, master) || index($0, poller) || index($0, worker) { known = 1 }
+      index($0, worker) && /entering polling loop/ { entered = 1; errors = tries = 0 }
+      !entered && !index($0, poller) { next }
+      /Client 200 [^]]*\] poll_host_command/ { good = at; polled = 1; errors = tries = 0 }
+      /CommandPoller: (Missing credentials|Cannot reach InstanceService|Network error)/ { errors++; text = $0; failed = at }
+      /Error polling for host commands/ { tries++; if (errors < tries) text = $0; failed = at }
+      /Received (TERM|INT|QUIT) - setting internal shutting down flag/ { asked = at; ending = 1 }
+      END {
+        if (tries > errors) errors = tries
+        if (at - failed > limit || entered && !recent) errors = 0
+        if (at - asked > limit) ending = 0
+        sub(/^[^]]*\]: /, "", text); sub(/^InstanceAgent::Plugins::CodeDeployPlugin::CommandPoller: /, "", text)
+        if (ending) print "ending"
+        else if (errors) print "bad " errors " " substr(text, 1, 300)
+        else if (entered || polled && recent && at - good <= limit) print "good"
+        else if (known && wire != "true") print "none"
+        else print "unknown"
+      }'
+  )
 }
 
-is_small() { [ "$MIN_MEMORY_MIB" -gt 0 ] && [ "$(memory_of "$1")" -lt $((MIN_MEMORY_MIB * 1024)) ]; }
-
-# Exactly one master, its poller ready, both the same for $STABLE seconds. Sets MASTER; else PROOF_CODE, PROOF_RESULT and PROOF_DETAIL say what is wrong.
-# `is-active` and the agent's own `status` are no proof: both are content with an agent whose poller never lives.
+# Exactly one master, its poller ready, both the same for $STABLE seconds, and heard by CodeDeploy. Whoever else restarts the agent meanwhile (an `at` job of a hook,
+# cron, needrestart) is looked through: the newer one is proven. Sets PROVEN to what could not be seen; else fails, and PROOF_CODE, PROOF_RESULT and PROOF_DETAIL
+# say what is wrong. `is-active` and the agent's own `status` are no proof: both are content with an agent whose poller never lives.
 is_healthy() {
-  end=$(($(now) + $(at_most "$READY_LIMIT")))
+  watched='' deaths=0 changes=0 PROVEN='' PROOF_CODE=''
+  at_most "$READY_LIMIT"
+  end=$((NOW + LEFT))
   while :; do
-    MASTER=$(masters)
-    # shellcheck disable=SC2086 # one word for each master
-    if only $MASTER; then
-      poller=$(poller_of "$MASTER")
-      [ -n "$poller" ] && break
-    fi
-    if [ "$(now)" -ge "$end" ]; then
-      unhealthy_start
+    tick
+    if [ "$NOW" -ge $((BEGAN + DEADLINE)) ]; then
+      disproved 33 agent-unhealthy "the time was over before the new agent was proven healthy$(log_says)"
       return 1
     fi
-    sleep 1
-  done
-  master_before=$(identity "$MASTER")
-  poller_before=$(identity "$poller")
-  end=$(($(now) + STABLE))
-  while [ "$(now)" -lt "$end" ]; do
-    sleep 1
-    same_process "$master_before" && same_process "$poller_before" && continue
-    # A poller dies with its master: a moment later it shows which of them it was.
-    sleep 1
-    if same_process "$master_before"; then
-      disproved 33 agent-unhealthy "the poller died after the start$(log_says)"
+    if [ -n "$watched" ] && is_alive "$watched_master" && is_alive "$watched"; then
+      if [ $((NOW - since)) -ge "$STABLE" ] && is_heard; then
+        look
+        [ "$COUNT" -eq 1 ] && old_is_gone && return
+        several_run
+        return 1
+      fi
+      [ -z "$PROOF_CODE" ] || return 1
     else
-      disproved 32 agent-down "the master died after the start$(log_says)"
+      if [ -n "$watched" ]; then
+        # A poller dies with its master: a moment later it shows which of them it was.
+        sleep 1
+        if is_alive "$watched_master"; then deaths=$((deaths + 1)); else changes=$((changes + 1)); fi
+        watched=''
+        [ "$deaths" -lt 2 ] || { disproved 33 agent-unhealthy "the poller dies again and again" && return 1; }
+        [ "$changes" -lt 4 ] || { disproved 32 agent-down "the master dies again and again" && return 1; }
+        at_most "$READY_LIMIT"
+        end=$((NOW + LEFT))
+      fi
+      look
+      if [ "$COUNT" -eq 1 ] && find_poller; then
+        watched_master=$MASTER watched=$POLLER since=$NOW looked=0 PROOF_CODE=''
+      elif tick && [ "$NOW" -ge "$end" ]; then
+        unhealthy_start
+        return 1
+      fi
     fi
-    return 1
+    sleep 1
   done
-  # shellcheck disable=SC2046 # one word for each master
-  only $(masters) || {
-    disproved 31 old-agent-survived "several masters run: $(masters | tr '\n' ' ')"
-    return 1
-  }
+}
+
+# Whether CodeDeploy hears the agent that is watched, as far as its log tells. Disproves what it does not hear.
+is_heard() {
+  [ $((NOW - looked)) -ge 3 ] || return
+  looked=$NOW
+  read_log
+  waited=$((NOW - since))
+  late=''
+  [ "$waited" -ge "$PROOF_LIMIT" ] && late=yes
+  case $POLLS:$KIND:$late in
+    good:*) return 0 ;;
+    unknown:*)
+      PROVEN="no poll was seen: $LOG tells nothing of this agent"
+      [ "$waited" -ge "$BLIND_LIMIT" ]
+      return
+      ;;
+    # After one bad poll v2 says nothing of the good ones that followed.
+    'bad 1 '*:worker:yes) return 0 ;;
+    'bad 1 '*:) ;;
+    bad*)
+      POLLS=${POLLS#bad }
+      disproved 33 agent-unhealthy "CodeDeploy does not hear the agent; log: ${POLLS#* }"
+      ;;
+    ending:*:yes) disproved 34 draining 'somebody else has asked the agent to end, and it still finishes' ;;
+    *:yes) disproved 33 agent-unhealthy "the poller is ready, but no poll of its ended within $waited s$(log_says)" ;;
+  esac
+  return 1
+}
+
+# What of the replaced agent still runs.
+old_is_gone() {
+  for old in $REPLACED; do is_alive "$old" && return 1; done
+  return 0
+}
+REPLACED=''
+
+several_run() {
+  if [ "$COUNT" -gt 1 ]; then
+    disproved 31 old-agent-survived "several masters run:$MASTERS"
+  elif old_is_gone; then
+    disproved 32 agent-down "the master died after the start$(log_says)"
+  else
+    disproved 31 old-agent-survived "process ${old%%:*} of the old agent still runs"
+  fi
 }
 
 unhealthy_start() {
-  # shellcheck disable=SC2086 # one word for each master
-  set -- $MASTER
-  case $# in
+  case $COUNT in
     0) disproved 32 agent-down "no master runs$(log_says)" ;;
-    1) disproved 33 agent-unhealthy "the poller is not ready$(log_says)" ;;
-    *) disproved 31 old-agent-survived "several masters run: $*" ;;
+    1)
+      if is_ending; then
+        disproved 34 draining 'somebody else has asked the agent to end, and it still finishes'
+      else
+        disproved 33 agent-unhealthy "the poller is not ready$(log_says)"
+      fi
+      ;;
+    *) several_run ;;
   esac
 }
 
-disproved() {
-  PROOF_CODE=$1
-  PROOF_RESULT=$2
-  PROOF_DETAIL=$3
+is_ending() {
+  for process in $AGENTS; do
+    read -r title < "/proc/${process%%:*}/cmdline"
+    case $process:$title in *:child:*'shutting down'*) return 0 ;; esac
+  done
+  return 1
 }
 
-# Ends with the result $1 if the agent is healthy, else with what is wrong. A restart that failed is told only if no agent runs: systemd may have tried again.
-finish_proven() {
-  is_healthy && finish 0 "$1" ''
-  [ "$PROOF_CODE" = 32 ] && [ -n "$RESTART_FAILED" ] && finish 30 service-manager-failed "$RESTART_FAILED"
-  finish "$PROOF_CODE" "$PROOF_RESULT" "$PROOF_DETAIL"
-}
-RESTART_FAILED=''
+disproved() { PROOF_CODE=$1 PROOF_RESULT=$2 PROOF_DETAIL=$3; }
 
-# The agent's own commands believe the PID file. If it is wrong, `status` says that nothing runs, and `stop` ends whatever process has that number now.
+# The last errors of the agent's log, for the detail of a failure.
+log_says() {
+  [ -f "$LOG" ] || return
+  errors=$(bounded "$ASK_LIMIT" tail -n 400 "$LOG" | grep -aE '(ERROR|WARN|FATAL)' | tail -n 2 | cut -c 1-250)
+  [ -z "$errors" ] || printf '; log: %s' "$errors"
+}
+
+# ---- the decisions -----------------------------------------------------------------------------------------------------------------------------------------
+
+# Notes which agent runs, and ends if it needs no restart. Done again after every wait, since another run, or an update, may have restarted it meanwhile.
+decide_about_the_running_agent() {
+  look
+  # One look may fall between two masters. And between the end of its poller and the next one, a master without PID file cannot be told from a `stop`.
+  seen=$UNCLEAR
+  tries=0
+  while [ "$COUNT" -eq 0 ] && [ "$tries" -lt 4 ]; do
+    [ -z "$UNCLEAR" ] && [ "$tries" -gt 0 ] && break
+    sleep "$LOOK_EVERY"
+    look
+    tries=$((tries + 1))
+  done
+  [ "$COUNT" -gt 0 ] || refuse_unknown_agents
+  await_worker
+  OLD=$MASTERS
+  note_memory
+  [ "$COUNT" -eq 1 ] || return
+  if is_fresh "$MASTER"; then
+    is_healthy && finish 0 already-restarted "$PROVEN"
+    # A fresh agent that is not healthy is told, not restarted again: the restart did not help it. One that has died is started.
+    [ "$PROOF_CODE" = 32 ] || finish "$PROOF_CODE" "$PROOF_RESULT" "$PROOF_DETAIL"
+    OLD=''
+  elif is_small; then
+    is_healthy && finish 0 below-threshold "$PROVEN"
+  fi
+}
+
+# What has been there all the time, and runs the agent's program: a master without poller and PID file, or something that is left alone.
+refuse_unknown_agents() {
+  for process in $UNCLEAR; do
+    case " $seen " in *" $process "*) ;; *) continue ;; esac
+    case "$AGENTS " in *" $process:"*":master "*) MASTERS="$MASTERS $process" && continue ;; esac
+    read -r title < "/proc/${process%%:*}/cmdline"
+    leave_alone "process ${process%%:*} ($title) runs the agent's program, but is not an agent that is known"
+  done
+  # shellcheck disable=SC2086 # one word for each
+  count $MASTERS
+}
+
+# A process that only looks like v2's master is told from one whose worker has died.
+await_worker() {
+  at_most "$WORKER_LIMIT"
+  end=$((NOW + LEFT))
+  while :; do
+    lonely=''
+    for process in $AGENTS; do
+      case $process in *:start) case "$AGENTS " in *":${process%%:*}:worker "*) ;; *) lonely=${process%%:*} ;; esac ;; esac
+    done
+    [ -n "$lonely" ] || return
+    tick
+    [ "$NOW" -lt "$end" ] || leave_alone "process $lonely has had no worker for $WORKER_LIMIT s: it is not an agent that is known"
+    sleep 1
+    look
+  done
+}
+
+# The agent started at or after the deployment ended: its age when this script began is at most the time between the deployment's end and the sending, both by
+# the function's clock. No two machines' clocks are compared. A late delivery only makes an agent look older than it is. One that started after this script began,
+# while it waited for another run's lock, is as fresh as can be.
+is_fresh() {
+  [ -n "$TRIGGERED_AT" ] && [ -n "$SENT_AT" ] && [ $((BEGAN_TICKS - ${1#*:})) -le $(((SENT_AT - TRIGGERED_AT) * 100)) ]
+}
+
+is_small() { [ "$MIN_MEMORY_MIB" -gt 0 ] && [ "$MEMORY" -lt $((MIN_MEMORY_MIB * 1024)) ]; }
+
+# ---- whether it would come back ------------------------------------------------------------------------------------------------------------------------------
+
+# Sets UNIT to the unit that restarts this agent, and OUTSIDE to the masters of which it knows nothing (the Debian package starts the agent so, and so does whoever
+# calls its program), which a restart of the unit would not stop.
+find_unit() {
+  UNIT=$OWN_UNIT OUTSIDE=''
+  for master in $OLD; do
+    unit_of "${master%%:*}"
+    case $IN_UNIT in
+      "$OWN_UNIT") ;;
+      *.service)
+        ask_unit "$IN_UNIT"
+        property MainPID
+        main=$VALUE
+        property ExecStart
+        case $main:$VALUE in
+          "${master%%:*}:"* | *codedeploy-agent*)
+            [ "$KILL_MODE" = process ] || leave_alone "the agent runs in $IN_UNIT, of which a restart would kill everything (KillMode=$KILL_MODE): set KillMode=process there"
+            UNIT=$IN_UNIT
+            ;;
+          *) OUTSIDE="$OUTSIDE ${master%%:*}" ;;
+        esac
+        ;;
+      *) OUTSIDE="$OUTSIDE ${master%%:*}" ;;
+    esac
+  done
+  ask_unit "$UNIT"
+  [ "$LOAD_STATE" = masked ] && leave_alone "the unit $UNIT is masked"
+  [ "$LOAD_STATE" = loaded ] || leave_alone "systemd does not know the unit $UNIT (${LOAD_STATE:-it does not answer})"
+  property ActiveState
+  case $VALUE in
+    inactive | failed)
+      OUTSIDE=''
+      for master in $OLD; do OUTSIDE="$OUTSIDE ${master%%:*}"; done
+      ;;
+  esac
+}
+
+# Sets IN_UNIT to the service in whose control group a process is, if it is in one.
+unit_of() {
+  IN_UNIT=''
+  while IFS=: read -r _ controllers path; do
+    case $controllers:$path in
+      :*.service* | name=systemd:*.service*)
+        IN_UNIT=${path%.service*}.service
+        IN_UNIT=${IN_UNIT##*/}
+        ;;
+    esac
+  done < "/proc/$1/cgroup"
+}
+
+# A directory that nobody but root can put anything into: elsewhere a link may stand in place of a file.
+is_own_directory() {
+  directory=''
+  cd -P "$1" && directory=$PWD
+  cd /
+  [ -n "$directory" ] || return
+  while [ -n "$directory" ]; do
+    # shellcheck disable=SC3067 # dash, bash and busybox have -O
+    [ -O "$directory" ] && [ ! -k "$directory" ] || return
+    directory=${directory%/*}
+  done
+}
+
+# The agent's own commands, which systemd calls too, believe the PID file. If it is wrong, `status` says that nothing runs, and `stop` ends whatever process has
+# that number now.
 correct_pid_file() {
-  named=$(cat "$PID_FILE")
-  if [ -z "$OLD" ]; then
-    [ -z "$named" ] || is_master "$named" || rm -f "$PID_FILE"
-  elif [ "$(echo "$OLD" | wc -l)" -eq 1 ] && [ "$named" != "$OLD" ]; then
-    printf %s "$OLD" > "$PID_FILE"
+  NAMED_BY_PID_FILE=''
+  is_own_directory "${PID_FILE%/*}" || return 0
+  if [ "$named" = "${MASTER%%:*}" ]; then
+    case "$AGENTS " in *" $MASTER:"*":master "*) NAMED_BY_PID_FILE=yes ;; esac
+  elif [ "$COUNT" -lt 2 ]; then
+    rm -f "$PID_FILE"
+    [ "$COUNT" -eq 0 ] || { echo "${MASTER%%:*}" > "$PID_FILE"; } || leave_alone "cannot write $PID_FILE"
   fi
 }
 
-# A new agent would not start: its configuration, interpreter or libraries are broken on disk, the disk is full, or its unit is masked. The old one still works: leave it.
-check_that_it_can_start() {
-  if has_systemd; then
-    state=$(property LoadState)
-    [ "$state" = masked ] && finish 12 preflight-failed "the unit $UNIT is masked; the agent was left alone"
-    [ "$state" = loaded ] || finish 12 preflight-failed "systemd does not know the unit $UNIT ($state); the agent was left alone"
-  elif ! [ -x "$INIT_SCRIPT" ]; then
-    finish 12 preflight-failed "there is no systemd and no $INIT_SCRIPT; the agent was left alone"
-  fi
-  # On a full disk the agent's PID file would be empty; systemd, which waits for it, would take the start for a failure and end the agent.
+# On a full disk the agent's PID file would be empty; systemd, which waits for it, would take the start for a failure and end the agent.
+check_the_disk() {
+  is_own_directory "${PID_FILE%/*}" || return 0
   probe=${PID_FILE%/*}/.agent-restart-probe
-  if [ -d "${PID_FILE%/*}" ]; then
-    (echo probe > "$probe")
-    [ -s "$probe" ] || { rm -f "$probe" && finish 12 preflight-failed "cannot write to ${PID_FILE%/*}; the agent was left alone"; }
+  rm -f "$probe"
+  { echo probe > "$probe"; }
+  if [ -s "$probe" ]; then rm -f "$probe"; else
     rm -f "$probe"
+    leave_alone "cannot write to ${PID_FILE%/*}"
   fi
-  [ -n "$OLD" ] || return
-  said=$(bounded "$STATUS_LIMIT" "$CLI" status 2>&1)
-  code=$?
-  [ "$code" -eq 0 ] || finish 12 preflight-failed "the agent runs, but '$CLI status' ends with $code: $(echo "$said" | tail -n 2 | cut -c 1-300)"
+}
+
+# A new agent would not start if its configuration, interpreter or libraries are broken on disk: its own `status` would not work either. It is asked as the unit asks
+# it: with /etc/profile (where rbenv and the like put Ruby on the path), as the unit's user, and without this script's environment.
+check_its_program() {
+  [ -n "$OLD" ] || return 0
+  environment='' user='' VALUE=''
+  if has_systemd; then
+    property Environment
+    case $VALUE in *[\"\'\\]*) ;; *) environment=$VALUE ;; esac
+    property User
+    user=$VALUE
+    property ExecStart
+  else
+    FRAGMENT=generator
+  fi
+  # shellcheck disable=SC2016 # that shell expands it
+  case $FRAGMENT:$VALUE in
+    *generator*) set -- "$INIT_SCRIPT" status ;;
+    *:*/etc/profile*) set -- /bin/bash -a -c '[ -f /etc/profile ] && source /etc/profile; exec "$0" status' "$CLI" ;;
+    *) set -- "$CLI" status ;;
+  esac
+  case $user in '' | root | 0) ;; *) set -- runuser -u "$user" -- "$@" ;; esac
+  # shellcheck disable=SC2086 # a word for each variable
+  said=$(
+    {
+      bounded "$STATUS_LIMIT" env -i PATH="$PATH" $environment "$@" 2>&1
+      echo " ends with $?"
+    } | tail -c 400
+  )
+  code=${said##* ends with }
+  [ "$code" = 0 ] || leave_alone "the agent runs, but '$CLI status' ends with $code: ${said%" ends with "*}"
 }
 
 # ---- the restart -------------------------------------------------------------------------------------------------------------------------------------------
 
-is_in_unit() { grep -q "/$UNIT\.service" "/proc/$1/cgroup"; }
-
-# An agent that systemd knows nothing of (the Debian package starts it so) is not stopped by a restart of the unit.
-stop_outside_unit() {
-  outside=''
-  for master in $OLD; do is_in_unit "$master" || outside=$master; done
-  [ -n "$OLD" ] && ! bounded "$ASK_LIMIT" systemctl is-active -q "$UNIT" && outside=$OLD
-  [ -n "$outside" ] || return
-  bounded "$STOP_LIMIT" "$CLI" stop
-  code=$?
-  # It goes on stopping by itself, and nothing would start it afterwards: so this waits as long as a restart may last.
-  [ "$code" -eq 124 ] && old_is_gone && code=0
-  stopped "$code"
+# Runs what asks for the restart, for at most RESTART_LIMIT seconds, and sets ENDED to its exit status, or to 124 while it goes on. Not through `bounded`: as long as
+# this process could not be started, nothing has been asked for.
+ask_for_restart() {
+  REPLACED="$MASTERS $POLLERS"
+  "$@" 3>&- 9>&- &
+  DONE=asked
+  asking=$!
+  read_process "$asking" && asking=$asking:$STARTED
+  at_most "$RESTART_LIMIT"
+  end=$((NOW + LEFT))
+  ENDED=124
+  while is_alive "$asking"; do
+    tick
+    [ "$NOW" -lt "$end" ] || return 0
+    sleep 1
+  done
+  wait "${asking%%:*}"
+  ENDED=$?
 }
 
+restart_with_systemd() {
+  put_drop_in
+  # After too many failed starts systemd refuses another one until this. 125 and above: nothing could be started.
+  bounded "$ASK_LIMIT" systemctl reset-failed "$UNIT"
+  [ $? -lt 125 ] || leave_alone 'a process could not be started'
+  note_refusal
+  before=$REFUSAL
+  if [ -n "$OUTSIDE" ]; then
+    bounded "$ASK_LIMIT" systemctl reset-failed "$JOB_UNIT"
+    # In systemd's hands, so that whoever ends this script does not leave the host without an agent between the stop and the start.
+    # shellcheck disable=SC2016,SC2086 # that shell expands it; a word for each process
+    ask_for_restart systemd-run --unit="$JOB_UNIT" --description='Restarts the CodeDeploy agent' /bin/sh -c '
+      unit=$1 limit=$2
+      shift 2
+      kill -TERM "$@"
+      for pid; do
+        while [ "$limit" -gt 0 ] && kill -0 "$pid"; do
+          sleep 1
+          limit=$((limit - 1))
+        done
+      done
+      systemctl restart "$unit"
+      exit 0' job "$UNIT" "$DRAIN_LIMIT" $OUTSIDE
+    [ "$ENDED" -eq 0 ] || { DONE=untouched && leave_alone "systemd-run ended with $ENDED"; }
+    await_old
+  else
+    ask_for_restart systemctl restart "$UNIT"
+  fi
+  if ! old_is_gone && find_job && [ -n "$QUEUED" ]; then
+    finish 34 draining 'the agent finishes a lifecycle event first; the queued restart follows by itself'
+  fi
+  DONE=touched
+  case $ENDED in
+    0) ;;
+    124) kill "${asking%%:*}" ;;
+    *) RESTART_FAILED="systemctl restart ended with $ENDED: $(bounded "$ASK_LIMIT" journalctl -u "$UNIT" -n 4 --no-pager -o cat | cut -c 1-150)" ;;
+  esac
+  refuse_survivors
+}
+RESTART_FAILED=''
+
 # Waits until none of the old masters runs any more.
-old_is_gone() {
-  end=$(($(now) + $(at_most "$RESTART_LIMIT")))
-  while [ -n "$(survivor)" ]; do
-    [ "$(now)" -ge "$end" ] && return 1
+await_old() {
+  at_most "$RESTART_LIMIT"
+  end=$((NOW + LEFT))
+  until old_is_gone; do
+    tick
+    [ "$NOW" -lt "$end" ] || return 0
     sleep 1
   done
 }
 
-# $1: the status of the agent's own stop, which refuses while a lifecycle event runs.
-stopped() {
-  [ "$1" -eq 0 ] && return
-  [ -n "$(lifecycle_event)" ] && [ "$1" -ne 124 ] && finish 20 busy 'the agent refused to stop: a lifecycle event runs'
-  [ "$1" -eq 124 ] && finish 34 draining 'the agent is still stopping, and nothing starts it afterwards: repeat when it has ended'
-  finish 30 service-manager-failed "the agent's own stop ended with $1"
-}
-
-restart_with_systemd() {
-  case $(property FragmentPath) in
-    # A unit that systemd made from the init script has KillMode=process already.
-    */generator*) [ "$(property KillMode)" = process ] || put_drop_in ;;
-    *) put_drop_in ;;
-  esac
-  # After too many failed starts systemd refuses another one until this.
-  bounded "$ASK_LIMIT" systemctl reset-failed "$UNIT"
-  stop_outside_unit
-  bounded "$RESTART_LIMIT" systemctl restart "$UNIT"
-  code=$?
-  [ "$code" -eq 124 ] && is_queued && finish 34 draining "the agent finishes a lifecycle event first; the queued restart follows by itself"
-  refuse_survivors
-  case $code in
-    0 | 124) ;;
-    *) RESTART_FAILED="systemctl restart ended with $code: $(bounded "$ASK_LIMIT" journalctl -u "$UNIT" -n 4 --no-pager -o cat | cut -c 1-150 | tr '\n' ' ')" ;;
-  esac
-}
-
+# In a session of its own, so that it goes on whoever ends this script, and with an environment of its own, which the agent and its hooks would inherit.
 restart_with_init_script() {
-  if [ -n "$OLD" ]; then
-    bounded "$RESTART_LIMIT" "$INIT_SCRIPT" stop
-    stopped $?
-    refuse_survivors
-    sleep 1
-  fi
-  bounded "$READY_LIMIT" "$INIT_SCRIPT" start
-  code=$?
-  [ "$code" -eq 0 ] || RESTART_FAILED="$INIT_SCRIPT start ended with $code"
+  command -v setsid || leave_alone 'there is neither systemd nor setsid'
+  note_refusal
+  before=$REFUSAL
+  # shellcheck disable=SC2016 # that shell expands it
+  ask_for_restart setsid env -i PATH="$PATH" /bin/sh -c '
+    if [ -n "$2" ]; then "$1" stop && sleep 1 || exit; fi
+    "$1" start' job "$INIT_SCRIPT" "$OLD"
+  [ "$ENDED" -eq 124 ] && [ -n "$OLD" ] && ! old_is_gone && finish 34 draining 'the agent finishes a lifecycle event first; the start follows by itself'
+  DONE=touched
+  refuse_survivors
+  [ "$ENDED" -eq 0 ] || RESTART_FAILED="$INIT_SCRIPT ended with $ENDED"
+}
+
+# Sets REFUSAL to the last time that the agent's own stop refused, as its log tells (runner/master.rb:40).
+note_refusal() {
+  REFUSAL=''
+  [ -f "$LOG" ] && REFUSAL=$(bounded "$ASK_LIMIT" tail -n 400 "$LOG" | grep -aF 'will not be shut down right now' | tail -n 1)
 }
 
 # The exit status of a restart is no proof: with a generated unit it is 0 although the agent refused to stop.
 refuse_survivors() {
-  old=$(survivor)
-  [ -n "$old" ] || return
-  [ -n "$(lifecycle_event)" ] && finish 20 busy 'the agent refused to stop: a lifecycle event runs'
-  finish 31 old-agent-survived "master $old still runs: the restart did nothing to it"
+  for old in $OLD; do
+    is_alive "$old" || continue
+    note_refusal
+    find_event
+    [ "$REFUSAL$EVENT" = "$before" ] || finish 20 busy 'the agent refused to stop: a lifecycle event ran'
+    finish 31 old-agent-survived "master ${old%%:*} still runs: the restart did nothing to it${RESTART_FAILED:+ ($RESTART_FAILED)}"
+  done
 }
 
-# A master of before that still runs.
-survivor() {
-  for old in $OLD_IDENTITIES; do
-    same_process "$old" && is_master "${old%%:*}" && echo "${old%%:*}"
-  done | head -n 1
+# Ends with the result $1 if the agent is healthy, else with what is wrong. Where nothing runs, one more start is tried first.
+finish_proven() {
+  is_healthy && finish 0 "$1" "$PROVEN"
+  if [ "$PROOF_CODE" = 32 ]; then
+    if has_systemd; then
+      bounded "$ASK_LIMIT" systemctl reset-failed "$UNIT"
+      bounded "$RESTART_LIMIT" systemctl restart "$UNIT"
+    else
+      bounded "$READY_LIMIT" env -i PATH="$PATH" "$INIT_SCRIPT" start
+    fi
+    is_healthy && finish 0 "$1" "$PROVEN"
+    [ "$PROOF_CODE" = 32 ] && [ -n "$RESTART_FAILED" ] && finish 30 service-manager-failed "$RESTART_FAILED"
+  fi
+  finish "$PROOF_CODE" "$PROOF_RESULT" "$PROOF_DETAIL"
 }
 
 # ---- the story ---------------------------------------------------------------------------------------------------------------------------------------------
 
 main() {
-  CLOCK_TICKS=$(getconf CLK_TCK)
-  CLOCK_TICKS=${CLOCK_TICKS:-100}
-  read_installation
-  [ "$(id -u)" = 0 ] || finish 11 not-root 'run it as root'
-  [ -x "$CLI" ] || finish 10 not-installed "there is no $CLI"
-  MEMORY_BEFORE=$(all_memory)
+  read_configuration
+  read_version
+  read_user self
+  [ "$USER_ID" = 0 ] || finish 11 not-root 'run it as root'
+  look
+  if ! [ -x "$CLI" ]; then
+    [ -n "$MASTERS$UNCLEAR" ] && leave_alone "there is no $CLI, though an agent runs"
+    finish 10 not-installed "there is no $CLI"
+  fi
+  if [ -n "$UNCERTAIN" ] || has_changed_since "$MASTER"; then ask_open_files; fi
+  note_memory
 
   take_lock
-  wait_for_queued_restart
+  wait_for_queued_job
   # A drop-in that a dead run left is taken away when this run ends: until then it protects the host as well as a new one.
   decide_about_the_running_agent
 
   wait_until_quiet
   decide_about_the_running_agent
+  if has_systemd; then find_unit; elif ! [ -x "$INIT_SCRIPT" ]; then leave_alone "there is no systemd and no $INIT_SCRIPT"; fi
   correct_pid_file
-  check_that_it_can_start
-  UNTOUCHED=''
+  check_the_disk
+  check_its_program
   if has_systemd; then restart_with_systemd; else restart_with_init_script; fi
   if [ -n "$OLD" ]; then finish_proven restarted; else finish_proven started; fi
 }
 
-# Notes which agent runs, and ends if it needs no restart. Done again after every wait, since another run, or an update, may have restarted it meanwhile.
-decide_about_the_running_agent() {
-  OLD=$(masters)
-  # Between the end of its poller and the next one, a master without PID file cannot be told from a `stop`: look again while there may be one.
-  looks=0
-  while [ -z "$OLD" ] && [ "$looks" -lt 4 ] && has_a_masters_title; do
-    sleep "$LOOK_EVERY"
-    looks=$((looks + 1))
-    OLD=$(masters)
-  done
-  OLD_IDENTITIES=''
-  for master in $OLD; do OLD_IDENTITIES="$OLD_IDENTITIES $(identity "$master")"; done
-  MEMORY_BEFORE=$(all_memory)
-  # shellcheck disable=SC2086 # one word for each master
-  only $OLD || return
-  # A fresh agent that is not healthy is told, not restarted again: the restart did not help it.
-  is_fresh "$OLD" && finish_proven already-restarted
-  is_small "$OLD" && is_healthy && finish 0 below-threshold ''
+read_version() {
+  [ -f "$AGENT/.version" ] || return
+  while read -r name value; do
+    [ "$name" = agent_version: ] && VERSION=$value && return
+  done < "$AGENT/.version"
 }
-
-has_a_masters_title() {
-  for pid in $(agent_processes); do
-    case $(title "$pid") in "$PROGRAM: master "*) return ;; esac
-  done
-  return 1
-}
-
-# Whatever ends this script, there is a line that is true.
-# shellcheck disable=SC2317 # a trap calls it
-interrupted() {
-  [ -n "$UNTOUCHED" ] && finish 12 preflight-failed 'the script was ended before it did anything to the agent'
-  is_queued && finish 34 draining 'the script was ended; the queued restart follows by itself'
-  finish 33 agent-unhealthy 'the script was ended before it could prove that the agent is healthy'
-}
-trap interrupted EXIT HUP INT TERM
 
 main
