@@ -6,6 +6,7 @@ ends the processes and unmounts the rest. Only the control groups have to be rem
 
 import contextlib
 import copy
+import ctypes
 import itertools
 import json
 import os
@@ -24,6 +25,9 @@ AGENTS = HERE / "agents"
 
 # Seconds until a container has booted; it takes one on an idle machine.
 BOOT_LIMIT = 60
+# Containers that boot at a time, the inotify instances that the systemd of each needs, and the seconds for which a case waits for them: the kernel gives 128 to
+# each user, and others may use them too.
+BOOTS, INSTANCES, INSTANCES_LIMIT = 3, 6, 240
 # Seconds for a command of the test's own inside a container.
 COMMAND_LIMIT = 60
 # Seconds that a run of the script may take beyond its wait: its own deadline is the wait and 390.
@@ -223,7 +227,9 @@ class Host:
             self.knob(name, value)
         if prepare:
             prepare(self)
-        self.boot(number)
+        with stage.boots:
+            self.wait_for("free inotify instances (fs.inotify.max_user_instances)", INSTANCES_LIMIT, instances_are_free)
+            self.boot(number)
         if start:
             self.start_agent()
 
@@ -240,8 +246,10 @@ class Host:
         self.link("/usr/bin/sh", {"dash": "dash", "bash": "bash", "busybox": "busybox"}[self.shell])
         for folder in (f"{STAGE}/knobs", f"{STAGE}/hooks", SCRIPTS):
             (self.files / folder[1:]).mkdir(parents=True)
-        # A machine that tests this may have an agent of its own.
+        # A machine that tests this may have an agent of its own, and its interpreter.
         shutil.rmtree(self.files / AGENT[1:], ignore_errors=True)
+        for interpreter in [*self.files.glob("usr/bin/ruby*"), *self.files.glob("usr/local/bin/ruby*")]:
+            interpreter.unlink()
         for folder in (STAGE, f"{STAGE}/hooks"):
             # An agent may run as another user.
             self.inside(folder).chmod(0o777)
@@ -393,15 +401,16 @@ class Host:
             self.enter("bash", "-c", command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
         )
 
-    def processes(self):
-        """Every process inside, as the container numbers it."""
+    def processes(self, foreign=False):
+        """Every process inside, as the container numbers it; or those of containers inside it."""
         mine = os.readlink(f"/proc/{self.init}/ns/pid")
+        level = len(re.search(r"^NSpid:(.*)$", pathlib.Path(f"/proc/{self.init}/status").read_text(), re.M)[1].split())
         found = []
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
                 continue
             try:
-                if os.readlink(f"/proc/{entry}/ns/pid") != mine:
+                if (os.readlink(f"/proc/{entry}/ns/pid") == mine) == foreign or (foreign and not self.is_below(entry)):
                     continue
                 status = pathlib.Path(f"/proc/{entry}/status").read_text()
                 fields = pathlib.Path(f"/proc/{entry}/stat").read_text().rpartition(") ")[2].split()
@@ -412,12 +421,18 @@ class Host:
             except OSError:
                 # It has ended meanwhile.
                 continue
-            pid = int(re.search(r"^NSpid:.*\s(\d+)$", status, re.M)[1])
+            pid = int(re.search(r"^NSpid:(.*)$", status, re.M)[1].split()[level - 1])
             found.append(Process(int(entry), pid, int(fields[1]), int(fields[19]), title, group))
         numbers = {process.outer: process.pid for process in found}
         for process in found:
             process.parent = numbers.get(process.parent, 0)
         return found
+
+    def is_below(self, process):
+        """Whether the container's init is an ancestor of a process."""
+        while process not in ("0", "1", str(self.init)):
+            process = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[1]
+        return process == str(self.init)
 
     def find(self, text):
         """The processes whose title holds the text."""
@@ -445,6 +460,10 @@ class Host:
         """The one agent, when its master is the one that the PID file names."""
         agent = self.agent()
         return agent if agent and self.read(self.pid_file()).strip() == str(agent[0].pid) else None
+
+    def forks(self):
+        """How many processes have been made inside so far, this question's own included: the container counts them by their numbers."""
+        return int(self.run("echo $$").stdout)
 
     def memory(self, process):
         return int(re.search(r"VmRSS:\s*(\d+)", pathlib.Path(f"/proc/{process.outer}/status").read_text())[1])
@@ -587,6 +606,7 @@ class Stage:
         self.hosts = []
         self.lines = []
         self.stopping = threading.Event()
+        self.boots = threading.Semaphore(BOOTS)
 
     def with_script(self, script):
         """The same stage, but another script is tried on it, and what that one says is not kept."""
@@ -627,10 +647,38 @@ class Stage:
             with self.lock:
                 self.hosts.remove(host)
 
+    @contextlib.contextmanager
+    def task_group(self):
+        """A control group that can limit and count tasks, in the older or the newer hierarchy."""
+        for hierarchy in (pathlib.Path("/sys/fs/cgroup/pids"), pathlib.Path("/sys/fs/cgroup")):
+            if not (hierarchy / "cgroup.procs").exists():
+                continue
+            with contextlib.suppress(OSError):
+                (hierarchy / "cgroup.subtree_control").write_text("+pids")
+            group = hierarchy / f"{self.name}-tasks-{self.number()}"
+            group.mkdir()
+            try:
+                if (group / "pids.max").exists():
+                    yield group
+                    return
+            finally:
+                remove_group(group)
+        raise Failure("this machine limits no tasks: there is a pids controller neither at /sys/fs/cgroup/pids nor in /sys/fs/cgroup")
+
     def remove_groups(self):
-        for hierarchy in ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        for hierarchy in ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
             for group in pathlib.Path(hierarchy).glob(f"{self.name}-*"):
                 remove_group(group)
+
+
+def instances_are_free():
+    """Whether the kernel would give enough of them to all that boot now; without, a container hangs in its boot."""
+    libc = ctypes.CDLL(None)
+    taken = [libc.inotify_init1(os.O_CLOEXEC) for _ in range(BOOTS * INSTANCES)]
+    for descriptor in taken:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return -1 not in taken
 
 
 def remove_group(group):

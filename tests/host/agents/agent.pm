@@ -7,7 +7,8 @@
 #   child_delay       until the poller is started (0)      crash             `booting TEXT` or `ready TEXT`: the poller logs TEXT as an error and ends
 #   master_dies_after seconds after its start              ballast           MiB that a poller takes when it is told to grow
 #   start_seconds     `start` takes so long (0)            error_pause       seconds after a refused poll, instead of the real, growing ones
-#   poll              what polls give instead of 200: `missing`, `refused`, `tls` or `throttled`; `KIND once` is forgotten after one poll
+#   poll              what polls give instead of 200: `missing`, `refused`, `tls` or `throttled`
+#   first_poll        what the first poll of a new poller gives
 #   report            `refused`: CodeDeploy does not take the report about a leftover
 #   metadata          v2: `drops SECONDS` or `slow SECONDS`: how the metadata service answers a new worker
 #   stop_refuses      `stop` finds a lifecycle event that is over a moment later
@@ -18,6 +19,7 @@ package agent;
 use strict;
 use warnings;
 use Fcntl qw(:flock F_SETFL O_NONBLOCK);
+use File::Glob 'bsd_glob';
 use POSIX qw(:sys_wait_h setsid setpgid _exit);
 
 our $HOME = '/opt/codedeploy-agent';
@@ -25,7 +27,7 @@ our $STAGE = '/opt/stage';
 our $TERMINATED = 0;
 our $DRAINED = 0;
 our (%CONFIG, %HOOKS, $BALLAST, $LOG, $DEPLOYMENTS_LOG);
-my $ERRORS = 0;
+my ($POLLS, $ERRORS) = (0, 0);
 my $GROUP = '5f3c0d5e-0a4b-4a52-9d3c-7d0d6a1c9b11';
 my $POLLER = 'InstanceAgent::Plugins::CodeDeployPlugin::CommandPoller';
 my $HOST = 'arn:aws:ec2:eu-west-1:123456789012:instance/i-0123456789abcdef0';
@@ -115,7 +117,7 @@ sub running_pid {
 # A lifecycle event runs. Files older than a day are remains, and are deleted by whoever looks (plugins/codedeploy/deployment_command_tracker.rb:37-43, 69).
 sub busy {
     my $found = 0;
-    for my $file (glob tracking() . '/*') {
+    for my $file (bsd_glob(tracking() . '/*')) {
         if (time - (stat $file)[9] > 86_400) { unlink $file }
         else { $found = 1 }
     }
@@ -181,7 +183,7 @@ sub make_folders {
 # (plugins/codedeploy/command_poller.rb:71-91).
 sub report_leftovers {
     return unless busy();
-    my ($newest) = sort { (stat $b)[9] <=> (stat $a)[9] } glob tracking() . '/*';
+    my ($newest) = sort { (stat $b)[9] <=> (stat $a)[9] } bsd_glob(tracking() . '/*');
     (my $name = $newest) =~ s{.*/}{};
     agent_log('WARN', 'Deployment tracking file found: ' . tracking() . '. The agent likely restarted while running a customer-supplied script.');
     if (knob('report', '') eq 'refused') {
@@ -189,7 +191,7 @@ sub report_leftovers {
         return;
     }
     append("$STAGE/log", "$name failed code 7 after an agent restart\n");
-    unlink glob tracking() . '/*';
+    unlink bsd_glob(tracking() . '/*');
     rmdir tracking();
     return;
 }
@@ -255,9 +257,8 @@ my %ERRORS_OF = (
 # (plugins/codedeploy/codedeploy_control.rb:17-25).
 sub poll_once {
     my ($shows) = @_;
-    my ($began, $kind) = (now(), knob('poll', ''));
-    if ($kind =~ s/ once$//) { unlink "$STAGE/knobs/poll" }
-    my $failure = $ERRORS_OF{$kind};
+    my $began = now();
+    my $failure = $ERRORS_OF{ $POLLS++ ? knob('poll', '') : knob('first_poll', knob('poll', '')) };
     my $end = $began + ($failure ? 0 : knob('poll_seconds', 1));
     while (now() < $end) {
         last if !$TERMINATED && start_hook();
@@ -318,11 +319,12 @@ sub start_hook {
         POSIX::dup2(fileno $out_end, 1);
         POSIX::dup2(fileno $err_end, 2);
         %ENV = (%ENV, DEPLOYMENT_ID => $name, LIFECYCLE_EVENT => 'ValidateService', APPLICATION_NAME => 'shop', DEPLOYMENT_GROUP_NAME => 'prod', DEPLOYMENT_GROUP_ID => $GROUP);
-        { exec $script };
+        { exec {$script} $script };
         _exit(127);
     }
     fcntl $_, F_SETFL, O_NONBLOCK for $out, $err;
     $HOOKS{$name} = { pid => $pid, pipes => [$out, $err], folder => $folder };
+    say_of_hook($HOOKS{$name}, "LifecycleEvent - ValidateService\n");
     append("$STAGE/log", "$name started\n");
     return 1;
 }
@@ -346,18 +348,24 @@ sub reap_hooks {
     return;
 }
 
-# What a hook says goes to two logs, of which the second stays open (log.rb:8-25).
 sub still_open {
     my ($hook, $pipe) = @_;
     my $count = sysread $pipe, my $text, 65536;
     return !defined $count unless $count;
+    say_of_hook($hook, $text);
+    return 1;
+}
+
+# What is said of a hook, and by it, goes to two logs, of which the second stays open from the first hook on (log.rb:5-25).
+sub say_of_hook {
+    my ($hook, $text) = @_;
     append("$hook->{folder}/logs/scripts.log", $text);
     if (!$DEPLOYMENTS_LOG) {
         make_folder("$CONFIG{root_dir}/deployment-logs");
         open $DEPLOYMENTS_LOG, '>>', "$CONFIG{root_dir}/deployment-logs/$CONFIG{program_name}-deployments.log";
     }
     syswrite $DEPLOYMENTS_LOG, $text;
-    return 1;
+    return;
 }
 
 1;
