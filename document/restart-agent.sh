@@ -151,7 +151,7 @@ json_text() {
 }
 
 MEMORY_BEFORE=0
-VERSION='' PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT
+VERSION='' PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT FRAGMENT=''
 # How far it went: `untouched`, `asked` while a restart that was asked for goes on, then `touched`.
 DONE=untouched
 
@@ -171,8 +171,10 @@ finish() {
     "$2" "$1" "$version" "$MEMORY_BEFORE" "$MEMORY" "$((NOW - BEGAN))" "$TEXT" >&3
   # An agent that is down may be in systemd's hands, which starts it again and again: each failure would kill the applications without the drop-in. The same if
   # the old agent survived a restart: the new one that finds it running may end only after this, and its failure would kill a hook. The next run clears it.
-  case $1:$DONE in
-    30:* | 32:* | 20:touched | 31:touched) ;;
+  # A unit made from the init script is not started again, and kills nobody.
+  case $1:$DONE:$FRAGMENT in
+    *:*generator*) clear_drop_in ;;
+    30:* | 32:* | 20:touched:* | 31:touched:*) ;;
     *) clear_drop_in ;;
   esac
   release_lock
@@ -203,7 +205,7 @@ is_patient() { tick && [ "$NOW" -lt "$PATIENCE_END" ]; }
 
 # With flock the kernel frees the lock of a run that was killed. Without it a symbolic link holds the owner's identity, so that a dead owner shows.
 take_lock() {
-  { : >> "$LOCK.file"; } || leave_alone "cannot write to ${LOCK%/*}"
+  true >> "$LOCK.file" || leave_alone "cannot write to ${LOCK%/*}"
   if command -v flock; then
     exec 9>> "$LOCK.file"
     until flock -n 9; do wait_for_lock; done
@@ -381,8 +383,10 @@ ask_open_files() {
   PID_FILE=$open_pid_file LOG=$open_log TRACKING=$RUNNING_TRACKING
 }
 
-has_changed_since() {
-  [ -n "$1" ] && [ -f "$CONFIG" ] && file_age "$CONFIG" && age_since "${1#*:}" && [ "$FILE_AGE" -lt "$AGE" ]
+# Since the agent's start, when it wrote its PID file.
+configuration_changed() {
+  # shellcheck disable=SC3013 # dash, bash and busybox have -nt
+  [ ! -f "$PID_FILE" ] || [ "$CONFIG" -nt "$PID_FILE" ]
 }
 
 # ---- the agent's processes, as /proc has them ------------------------------------------------------------------------------------------------------------
@@ -757,8 +761,8 @@ is_healthy() {
         sleep 1
         if is_alive "$watched_master"; then deaths=$((deaths + 1)); else changes=$((changes + 1)); fi
         watched=''
-        [ "$deaths" -lt 2 ] || { disproved 33 agent-unhealthy "the poller dies again and again" && return 1; }
-        [ "$changes" -lt 4 ] || { disproved 32 agent-down "the master dies again and again" && return 1; }
+        [ "$deaths" -lt 2 ] || { disproved 33 agent-unhealthy "the poller dies again and again$(log_says)" && return 1; }
+        [ "$changes" -lt 4 ] || { disproved 32 agent-down "the master dies again and again$(log_says)" && return 1; }
         at_most "$READY_LIMIT"
         end=$((NOW + LEFT))
       fi
@@ -968,16 +972,18 @@ unit_of() {
   done < "/proc/$1/cgroup"
 }
 
-# A directory that nobody but root can put anything into: elsewhere a link may stand in place of a file.
+# A directory that nobody but root can put anything into, nor replace: elsewhere a link may stand in place of a file, or of the directory itself.
 is_own_directory() {
-  directory=''
-  cd -P "$1" && directory=$PWD
+  physical=''
+  cd -P "$1" && physical=$PWD
   cd /
-  [ -n "$directory" ] || return
-  while [ -n "$directory" ]; do
-    # shellcheck disable=SC3067 # dash, bash and busybox have -O
-    [ -O "$directory" ] && [ ! -k "$directory" ] || return
-    directory=${directory%/*}
+  [ -n "$physical" ] || return
+  for directory in "$1" "$physical"; do
+    while [ -n "$directory" ]; do
+      # shellcheck disable=SC3067 # dash, bash and busybox have -O
+      [ -O "$directory" ] && [ ! -k "$directory" ] || return
+      directory=${directory%/*}
+    done
   done
 }
 
@@ -1032,7 +1038,7 @@ check_its_program() {
     {
       bounded "$STATUS_LIMIT" env -i PATH="$PATH" $environment "$@" 2>&1
       echo " ends with $?"
-    } | tail -c 400
+    } | grep -av '^[[:space:]]*from ' | tail -n 3 | cut -c 1-250
   )
   code=${said##* ends with }
   [ "$code" = 0 ] || leave_alone "the agent runs, but '$CLI status' ends with $code: ${said%" ends with "*}"
@@ -1172,8 +1178,8 @@ main() {
     [ -n "$MASTERS$UNCLEAR" ] && leave_alone "there is no $CLI, though an agent runs"
     finish 10 not-installed "there is no $CLI"
   fi
-  if [ -n "$UNCERTAIN" ] || has_changed_since "$MASTER"; then ask_open_files; fi
   note_memory
+  if [ -n "$MASTERS" ] && { [ -n "$UNCERTAIN" ] || configuration_changed; }; then ask_open_files; fi
 
   take_lock
   wait_for_queued_job
