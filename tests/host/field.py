@@ -42,7 +42,7 @@ def field(number, name, expectation, seconds=20, falls=None):
     def add(function):
         CASES.append(Case(number, name, expectation, seconds, lambda stage: function(stage, name)))
         if falls:
-            CASES.append(Case("-", f"first edition: {name}", f"falls: {falls}", seconds, lambda stage: fall(function, stage, name, falls)))
+            CASES.append(Case(f"-{number}", f"first edition: {name}", f"falls: {falls}", seconds, lambda stage: fall(function, stage, name, falls)))
         return function
 
     return add

@@ -111,16 +111,16 @@ def place(failure):
 def print_table(rows):
     width = max(len(case.name) for case, _, _ in rows)
     expected = max(len(case.expectation) for case, _, _ in rows)
-    print(f"\n{'#':>3}  {'case':{width}}  {'must be':{expected}}  verdict  seconds")
+    print(f"\n{'#':>4}  {'case':{width}}  {'must be':{expected}}  verdict  seconds")
     for case, seconds, problem in rows:
-        print(f"{case.number:>3}  {case.name:{width}}  {case.expectation:{expected}}  {'ok' if problem is None else 'FAILED':7}  {seconds:7.1f}")
+        print(f"{case.number:>4}  {case.name:{width}}  {case.expectation:{expected}}  {'ok' if problem is None else 'FAILED':7}  {seconds:7.1f}")
 
 
 def chosen(names):
     everything = cases.all_cases()
     if not names:
         return everything
-    found = [case for case in everything if any(name in case.name or name == case.number for name in names)]
+    found = [case for case in everything if any(name in case.name or name == case.number.lstrip("-") for name in names)]
     if not found:
         sys.exit("no case has such a name; there are: " + ", ".join(case.name for case in everything))
     return found
@@ -151,7 +151,7 @@ def main():
     selected = chosen(arguments.case)
     if arguments.list:
         for case in selected:
-            print(f"{case.number:>3}  {case.name}: {case.expectation}")
+            print(f"{case.number:>4}  {case.name}: {case.expectation}")
         return
     check_machine()
     folder = enter_namespaces()
