@@ -5,7 +5,6 @@ failure: the same case is then played with that script too, and must fall so. A 
 """
 
 import contextlib
-import pathlib
 import re
 import shutil
 import signal
