@@ -2,9 +2,11 @@
 that the function's tests use (tests/contract.rs), so that both say the same."""
 
 import json
+import time
 
 from cases import Case, race
-from stage import AGENT, CONFIG, DROP_IN, HERE, STAGE, expect, expect_equal
+from field import queue_its_start
+from stage import AGENT, CLI, CONFIG, DROP_IN, HERE, LOG, STAGE, TRACKING, expect, expect_equal
 
 CASES = []
 # Seconds of wait where something stays, and where it ends.
@@ -20,6 +22,8 @@ def furnish(given):
             host.write("/usr/local/sbin/systemctl", '#!/bin/bash\n[ "$1" = restart ] && exit 0\nexec /usr/bin/systemctl "$@"\n', 0o755)
         if given.get("event") == "begins":
             race("exec -a the-hook /usr/bin/sleep 600")(host)
+        if given.get("job") == "start":
+            queue_its_start(host)
         if not given.get("installed", True):
             host.remove(AGENT)
 
@@ -39,6 +43,20 @@ def bring_about(host, given):
     elif fault == "agent-unhealthy":
         host.knob("crash", "ready certificate verify failed")
         host.must(f"kill {host.agent()[1].pid}")
+    elif fault == "deaf":
+        host.knob("error_pause", "2")
+        host.knob("poll", "refused")
+        host.wait_for("its refused polls", 20, lambda: host.read(LOG).count("Error polling") > 1)
+    elif fault == "unknown-agent":
+        host.must("systemctl start codedeploy-agent")
+        host.wait_for("the program", 15, lambda: host.find(f"{CLI} start"))
+    elif fault == "program-away":
+        host.must(f"mv {CLI} {CLI}.away")
+    if given.get("event") == "left":
+        host.write(f"{TRACKING}/d-LEFT", "a-host-command-identifier")
+    if given.get("job"):
+        host.must(f"systemctl {given['job']} --no-block codedeploy-agent")
+        time.sleep(0.5)
     if given.get("event") in ("ends", "stays"):
         host.hook("d-EVENT", f"exec -a the-hook /usr/bin/sleep {600 if given['event'] == 'stays' else 7}")
     if given.get("update"):
@@ -52,11 +70,14 @@ def body_of(entry, shell):
 
     def body(stage):
         name = f"contract: {entry['name']}"
-        starts = given.get("installed", True) and given.get("running", True)
-        with stage.host(name, "native", shell, start=starts, prepare=furnish(given)) as host:
+        unknown = given.get("fault") == "unknown-agent"
+        starts = given.get("installed", True) and given.get("running", True) and not unknown
+        # A job that waits for the agent's end does so for as long as its poll takes.
+        knobs = {"poll_seconds": 15} if given.get("job") in ("stop", "restart") else {}
+        with stage.host(name, "single" if unknown else "native", shell, start=starts, prepare=furnish(given), **knobs) as host:
             before = host.agent()
             bring_about(host, given)
-            stays = "stays" in (given.get("event"), given.get("update"))
+            stays = "stays" in (given.get("event"), given.get("update")) or given.get("job")
             order = {
                 "sent": 3600 if given.get("fresh") else 0,
                 "minimum": 1000 if given.get("small") else 0,
@@ -68,6 +89,9 @@ def body_of(entry, shell):
                 host.is_held(other)
             verdict = host.restart(**order)
             expect_equal(f"result and code of {verdict.line}", {"result": verdict.result, "code": verdict.code}, wanted)
+            if given.get("job"):
+                # It goes on without the script, which did nothing.
+                return
             if verdict.code in (11, 12, 20, 21, 22) and before:
                 host.is_same_agent(before)
             if given.get("event") in ("stays", "begins"):

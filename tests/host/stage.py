@@ -33,7 +33,7 @@ COMMAND_LIMIT = 60
 # Seconds that a run of the script may take beyond its wait: its own deadline is the wait and 390.
 SCRIPT_LIMIT = 420
 # Seconds between two looks of a wait.
-LOOK_EVERY = 0.1
+LOOK_EVERY = 0.2
 
 AGENT = "/opt/codedeploy-agent"
 CLI = f"{AGENT}/bin/codedeploy-agent"
@@ -402,15 +402,16 @@ class Host:
         )
 
     def processes(self, foreign=False):
-        """Every process inside, as the container numbers it; or those of containers inside it."""
-        mine = os.readlink(f"/proc/{self.init}/ns/pid")
+        """Every process inside, as the container numbers it; or those of containers, and of other roots, inside it."""
+        mine, root = os.readlink(f"/proc/{self.init}/ns/pid"), os.readlink(f"/proc/{self.init}/root")
         level = len(re.search(r"^NSpid:(.*)$", pathlib.Path(f"/proc/{self.init}/status").read_text(), re.M)[1].split())
         found = []
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
                 continue
             try:
-                if (os.readlink(f"/proc/{entry}/ns/pid") == mine) == foreign or (foreign and not self.is_below(entry)):
+                own = os.readlink(f"/proc/{entry}/ns/pid") == mine and os.readlink(f"/proc/{entry}/root") == root
+                if own == foreign or (foreign and not self.is_below(entry)):
                     continue
                 status = pathlib.Path(f"/proc/{entry}/status").read_text()
                 fields = pathlib.Path(f"/proc/{entry}/stat").read_text().rpartition(") ")[2].split()
@@ -518,7 +519,7 @@ class Host:
 
     # ---- the script
 
-    def begin(self, triggered=0, sent=0, wait=8, minimum=0, limits=LOWERED, as_user=None, before="", group=None, environment=()):
+    def begin(self, triggered=0, sent=0, wait=8, minimum=0, limits=LOWERED, as_user=None, before="", group=None, environment=(), limit=SCRIPT_LIMIT):
         """Starts the script as Systems Manager does: a prelude, then the text, in one file without a first line of its own; no input, two pipes."""
         self.stage.check()
         epoch = 1_771_319_645
@@ -547,7 +548,7 @@ class Host:
             env={**ENVIRONMENT, **dict(environment)},
             start_new_session=True,
         )
-        return Run(self, child, file, wait + SCRIPT_LIMIT)
+        return Run(self, child, file, wait + limit)
 
     def restart(self, **order):
         """One run of the script, to its end."""

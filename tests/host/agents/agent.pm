@@ -222,7 +222,7 @@ sub live {
     my ($shows, $end) = @_;
     while (now() < $end) {
         serve($shows);
-        nap(0.05);
+        nap(0.1);
     }
     return;
 }
@@ -237,7 +237,7 @@ sub serve {
     agent_log('INFO', "$POLLER: Gracefully shutting down agent child threads now, will wait up to 7200 seconds");
     while (%HOOKS) {
         reap_hooks();
-        nap(0.05);
+        nap(0.1);
     }
     agent_log('INFO', "$POLLER: All agent child threads have been shut down");
     $DRAINED = 1;
@@ -263,7 +263,7 @@ sub poll_once {
     while (now() < $end) {
         last if !$TERMINATED && start_hook();
         serve($shows);
-        nap(0.05);
+        nap(0.1);
     }
     answered($began, $failure);
     if (!$failure) {
@@ -304,6 +304,8 @@ sub start_hook {
     my $folder = "$CONFIG{root_dir}/$GROUP/$name";
     my $script = "$folder/deployment-archive/scripts/hook.sh";
     make_folder($_) for tracking(), "$folder/deployment-archive/scripts", "$folder/logs";
+    # Each event of a deployment has its own.
+    unlink $script;
     append($script, "#!/bin/bash\n" . slurp($file) . "\n");
     chmod 0755, $script;
     unlink $file;
