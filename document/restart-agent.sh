@@ -400,7 +400,8 @@ is_ours() {
     [ -e "/proc/self/$link" ] || continue
     # shellcheck disable=SC3013 # dash, bash and busybox have -ef
     [ "/proc/$1/$link" -ef "/proc/self/$link" ] && continue
-    [ -e "/proc/$1/$link" ] || [ ! -d "/proc/$1" ] || HIDDEN=$1
+    # A process that has just ended has no links any more.
+    [ -e "/proc/$1/$link" ] || ! read_process "$1" || HIDDEN=$1
     return 1
   done
 }
@@ -412,7 +413,7 @@ is_ours() {
 # bytes away. Then MASTERS and POLLERS, a word `pid:start` each, and UNCLEAR, what may be a master or belongs to no agent that is known. Fails when a process
 # vanished under the look: another may have taken its place unseen.
 look_once() {
-  AGENTS='' vanished=''
+  AGENTS='' HIDDEN='' vanished=''
   for process in /proc/[0-9]*; do
     title=''
     read -r title < "$process/cmdline"
@@ -474,7 +475,7 @@ sort_out() {
 count() { COUNT=$# MASTER=${1:-}; }
 
 look() {
-  looks=0 HIDDEN=''
+  looks=0
   until look_once; do
     looks=$((looks + 1))
     [ "$looks" -lt 10 ] || leave_alone 'processes of the agent vanish faster than they can be looked at'
@@ -521,9 +522,10 @@ read_user() {
 # ---- what must not be disturbed --------------------------------------------------------------------------------------------------------------------------
 
 # Sets EVENT to the deployment whose lifecycle event runs, if one does. The agent keeps a file for it, and so does an agent that died in it. So the file counts if an
-# agent lives that is not younger, or the hook does; and as the agent ignores files older than a day, so does this.
+# agent lives that is not younger, or the hook does; else it is a LEFTOVER, for which the agent's own stop refuses all the same. The agent ignores files older than a
+# day, and so does this.
 find_event() {
-  EVENT=''
+  EVENT='' LEFTOVER=''
   for file in "$TRACKING"/* ${RUNNING_TRACKING:+"$RUNNING_TRACKING"/*}; do
     [ -f "$file" ] || continue
     file_age "$file"
@@ -535,6 +537,7 @@ find_event() {
       [ "$AGE" -ge $((FILE_AGE - 1)) ] && EVENT=${file##*/} && return
     done
     hook_lives "${file##*/}" && EVENT=${file##*/} && return
+    LEFTOVER=yes
   done
 }
 
@@ -923,8 +926,8 @@ is_small() { [ "$MIN_MEMORY_MIB" -gt 0 ] && [ "$MEMORY" -lt $((MIN_MEMORY_MIB * 
 
 # ---- whether it would come back ------------------------------------------------------------------------------------------------------------------------------
 
-# Sets UNIT to the unit that restarts this agent, and OUTSIDE to the masters of which it knows nothing (the Debian package starts the agent so, and so does whoever
-# calls its program), which a restart of the unit would not stop.
+# Sets UNIT to the unit that restarts this agent, and OUTSIDE to the masters which a restart of the unit would not stop: it knows nothing of them (the Debian package
+# starts the agent so, and so does whoever calls its program), or it would only call a stop that refuses.
 find_unit() {
   UNIT=$OWN_UNIT OUTSIDE=''
   for master in $OLD; do
@@ -951,8 +954,8 @@ find_unit() {
   [ "$LOAD_STATE" = masked ] && leave_alone "the unit $UNIT is masked"
   [ "$LOAD_STATE" = loaded ] || leave_alone "systemd does not know the unit $UNIT (${LOAD_STATE:-it does not answer})"
   property ActiveState
-  case $VALUE in
-    inactive | failed)
+  case $VALUE:$FRAGMENT:$LEFTOVER in
+    inactive:* | failed:* | *:*generator*:yes)
       OUTSIDE=''
       for master in $OLD; do OUTSIDE="$OUTSIDE ${master%%:*}"; done
       ;;
@@ -1066,6 +1069,21 @@ ask_for_restart() {
   ENDED=$?
 }
 
+# What is handed over to somebody who outlives this script: ends the given masters as the agent's own stop does, waits for them, and starts the agent again.
+# shellcheck disable=SC2016 # another shell expands it
+END_THEN_START='
+  limit=$1 start=$2
+  shift 2
+  kill -TERM "$@"
+  for pid; do
+    while [ "$limit" -gt 0 ] && kill -0 "$pid"; do
+      sleep 1
+      limit=$((limit - 1))
+    done
+  done
+  $start
+  exit 0'
+
 restart_with_systemd() {
   put_drop_in
   # After too many failed starts systemd refuses another one until this. 125 and above: nothing could be started.
@@ -1075,20 +1093,9 @@ restart_with_systemd() {
   before=$REFUSAL
   if [ -n "$OUTSIDE" ]; then
     bounded "$ASK_LIMIT" systemctl reset-failed "$JOB_UNIT"
-    # In systemd's hands, so that whoever ends this script does not leave the host without an agent between the stop and the start.
-    # shellcheck disable=SC2016,SC2086 # that shell expands it; a word for each process
-    ask_for_restart systemd-run --unit="$JOB_UNIT" --description='Restarts the CodeDeploy agent' /bin/sh -c '
-      unit=$1 limit=$2
-      shift 2
-      kill -TERM "$@"
-      for pid; do
-        while [ "$limit" -gt 0 ] && kill -0 "$pid"; do
-          sleep 1
-          limit=$((limit - 1))
-        done
-      done
-      systemctl restart "$unit"
-      exit 0' job "$UNIT" "$DRAIN_LIMIT" $OUTSIDE
+    # shellcheck disable=SC2086 # a word for each process
+    ask_for_restart systemd-run --unit="$JOB_UNIT" --description='Restarts the CodeDeploy agent' \
+      /bin/sh -c "$END_THEN_START" job "$DRAIN_LIMIT" "systemctl restart $UNIT" $OUTSIDE
     [ "$ENDED" -eq 0 ] || { DONE=untouched && leave_alone "systemd-run ended with $ENDED"; }
     await_old
   else
@@ -1123,10 +1130,17 @@ restart_with_init_script() {
   command -v setsid || leave_alone 'there is neither systemd nor setsid'
   note_refusal
   before=$REFUSAL
-  # shellcheck disable=SC2016 # that shell expands it
-  ask_for_restart setsid env -i PATH="$PATH" /bin/sh -c '
-    if [ -n "$2" ]; then "$1" stop && sleep 1 || exit; fi
-    "$1" start' job "$INIT_SCRIPT" "$OLD"
+  if [ -n "$LEFTOVER" ] && [ -n "$OLD" ]; then
+    set -- "$END_THEN_START" job "$DRAIN_LIMIT" "$INIT_SCRIPT start"
+    for master in $OLD; do set -- "$@" "${master%%:*}"; done
+  elif [ -n "$OLD" ]; then
+    # shellcheck disable=SC2016 # that shell expands it
+    set -- '"$1" stop && sleep 1 && "$1" start' job "$INIT_SCRIPT"
+  else
+    # shellcheck disable=SC2016 # that shell expands it
+    set -- '"$1" start' job "$INIT_SCRIPT"
+  fi
+  ask_for_restart setsid env -i PATH="$PATH" /bin/sh -c "$@"
   [ "$ENDED" -eq 124 ] && [ -n "$OLD" ] && ! old_is_gone && finish 34 draining 'the agent finishes a lifecycle event first; the start follows by itself'
   DONE=touched
   refuse_survivors
@@ -1158,7 +1172,7 @@ finish_proven() {
       bounded "$ASK_LIMIT" systemctl reset-failed "$UNIT"
       bounded "$RESTART_LIMIT" systemctl restart "$UNIT"
     else
-      bounded "$READY_LIMIT" env -i PATH="$PATH" "$INIT_SCRIPT" start
+      bounded "$READY_LIMIT" env -i PATH="$PATH" "$INIT_SCRIPT" start || RESTART_FAILED="$INIT_SCRIPT start ended with $?"
     fi
     is_healthy && finish 0 "$1" "$PROVEN"
     [ "$PROOF_CODE" = 32 ] && [ -n "$RESTART_FAILED" ] && finish 30 service-manager-failed "$RESTART_FAILED"
