@@ -10,8 +10,9 @@ use crate::text::{harmless, host_says};
 /// Seconds within which Systems Manager must deliver the command (`TimeoutSeconds` of
 /// <https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_SendCommand.html>).
 pub const DELIVERY_SECONDS: i32 = 120;
-/// Beyond the busy wait, the longest that the script may run before Systems Manager kills it, in seconds.
-const EXECUTION_SECONDS: u32 = 360;
+/// Beyond the busy wait, the longest that a script may run before Systems Manager kills it, in seconds. The script ends by
+/// itself a minute earlier, so that its line arrives.
+const EXECUTION_SECONDS: u32 = 450;
 /// The version of the line that this function understands.
 const LINE_VERSION: u64 = 1;
 /// Characters of a detail that the script gives.
