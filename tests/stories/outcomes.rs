@@ -38,16 +38,19 @@ async fn answered(status: &str, details: &str, output: Option<&str>, code: i64) 
 #[tokio::test(start_paused = true)]
 async fn each_result_of_the_document_has_its_outcome_and_severity() {
     use AgentFault::{
-        AgentDown, AgentUnhealthy, Draining, NotRoot, OldAgentSurvived, PreflightFailed,
-        ServiceManagerFailed,
+        AgentDown, AgentUnhealthy, Deaf, Draining, NotRoot, OldAgentSurvived, PreflightFailed,
+        ProgramAway, ServiceManagerFailed, UnknownAgent,
     };
     for (fault, outcome, severity, code) in [
         (NotRoot, "failed", "warning", 11),
         (PreflightFailed, "failed", "warning", 12),
+        (ProgramAway, "failed", "warning", 12),
+        (UnknownAgent, "failed", "warning", 12),
         (ServiceManagerFailed, "failed", "critical", 30),
         (OldAgentSurvived, "failed", "warning", 31),
         (AgentDown, "failed", "critical", 32),
         (AgentUnhealthy, "failed", "warning", 33),
+        (Deaf, "failed", "warning", 33),
         (Draining, "busy", "warning", 34),
     ] {
         let story = Story::of(2).given(|state| {
