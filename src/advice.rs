@@ -66,11 +66,15 @@ fn on_verdict(verdict: Verdict) -> &'static str {
         }
         Verdict::NotRoot => "let the SSM Agent run commands as root",
         Verdict::PreflightFailed => {
-            "repair the agent's installation or unit; the running agent was left alone, a new one would \
-             not start"
+            "mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was \
+             left alone"
         }
-        Verdict::Busy | Verdict::UpdateRunning | Verdict::RestartRunning | Verdict::Draining => {
-            "repeat by hand when what runs there has ended"
+        Verdict::Busy | Verdict::UpdateRunning => "repeat by hand when what runs there has ended",
+        Verdict::RestartRunning => {
+            "repeat by hand when it has ended; systemctl list-jobs shows what a queued start waits for"
+        }
+        Verdict::Draining => {
+            "repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it"
         }
         Verdict::ServiceManagerFailed | Verdict::AgentDown => {
             "start the agent now, or the next deployment fails there: sudo systemctl start \
@@ -81,8 +85,8 @@ fn on_verdict(verdict: Verdict) -> &'static str {
              service once"
         }
         Verdict::AgentUnhealthy => {
-            "read /var/log/aws/codedeploy-agent/codedeploy-agent.log: the new agent does not reach \
-             CodeDeploy (credentials, network, region)"
+            "mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but \
+             CodeDeploy does not hear it, or its poller does not stay"
         }
     }
 }

@@ -10,8 +10,9 @@ use crate::text::{harmless, host_says};
 /// Seconds within which Systems Manager must deliver the command (`TimeoutSeconds` of
 /// <https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_SendCommand.html>).
 pub const DELIVERY_SECONDS: i32 = 120;
-/// Beyond the busy wait, the longest that the script may run before Systems Manager kills it, in seconds.
-const EXECUTION_SECONDS: u32 = 360;
+/// Beyond the busy wait, the longest that a script may run before Systems Manager kills it, in seconds. The script ends by
+/// itself a minute earlier, so that its line arrives.
+const EXECUTION_SECONDS: u32 = 450;
 /// The version of the line that this function understands.
 const LINE_VERSION: u64 = 1;
 /// Characters of a detail that the script gives.
@@ -79,7 +80,7 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// A new agent runs and is proven healthy.
+    /// A new agent runs and is proven healthy: one master, its poller ready, both stay, and CodeDeploy answers its polls.
     Restarted = "restarted", 0;
     /// No agent was running; one runs now and is proven healthy.
     Started = "started", 0;
@@ -87,27 +88,28 @@ verdicts! {
     AlreadyRestarted = "already-restarted", 0;
     /// The agent holds less memory than the threshold, and is proven healthy.
     BelowThreshold = "below-threshold", 0;
-    /// No agent is installed.
+    /// No agent is installed: neither a program nor a process.
     NotInstalled = "not-installed", 10;
     /// The script does not run as root.
     NotRoot = "not-root", 11;
-    /// A new agent would not start: the old one was left alone.
+    /// Left untouched: a new agent would not start, what runs is no agent that is known, its unit would kill more than
+    /// the agent, or the script could not see enough to be sure.
     PreflightFailed = "preflight-failed", 12;
-    /// A lifecycle event ran for the whole wait.
+    /// A lifecycle event ran for the whole wait, or the agent refused to stop for one.
     Busy = "busy", 20;
     /// An update of the agent ran for the whole wait.
     UpdateRunning = "update-running", 21;
-    /// Another restart ran for the whole wait.
+    /// Another restart ran for the whole wait, or systemd did not come to a start that it has queued.
     RestartRunning = "restart-running", 22;
-    /// The service manager could not do it.
+    /// The service manager could not do it, nor once more.
     ServiceManagerFailed = "service-manager-failed", 30;
     /// The old agent still runs, or several do.
     OldAgentSurvived = "old-agent-survived", 31;
-    /// No agent runs.
+    /// No agent runs, even though it was started once more.
     AgentDown = "agent-down", 32;
-    /// The new agent does not become or stay ready.
+    /// The agent does not become or stay ready, or CodeDeploy does not hear it.
     AgentUnhealthy = "agent-unhealthy", 33;
-    /// The old agent was asked to end, and still drains.
+    /// The old agent was asked to end, by this script or by somebody else, and still drains.
     Draining = "draining", 34;
 }
 

@@ -11,7 +11,7 @@ use codedeploy_agent_restarter::outcome::{Cause, Progress, of_invocation};
 use codedeploy_agent_restarter::text::harmless;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sim::{AgentFault, World};
+use sim::{AgentFault, Job, JobKind, World};
 use support::{Story, id, request};
 
 #[expect(
@@ -41,6 +41,8 @@ struct Given {
     event: Option<Busy>,
     update: Option<Busy>,
     other_run: Option<Busy>,
+    /// What somebody has asked of systemd, which does not come to it.
+    job: Option<JobKind>,
     fault: Option<AgentFault>,
 }
 
@@ -54,6 +56,7 @@ impl Default for Given {
             event: None,
             update: None,
             other_run: None,
+            job: None,
             fault: None,
         }
     }
@@ -69,14 +72,18 @@ enum Busy {
     Stays,
     /// It begins when the script has looked, and stays.
     Begins,
+    /// The agent died in it, and its tracking file is still there.
+    Left,
 }
 
 impl Busy {
-    fn period(self) -> [f64; 2] {
+    /// A simulated host keeps no files: of an event that was left behind nothing is there.
+    fn period(self) -> Option<[f64; 2]> {
         match self {
-            Self::Ends => [-10.0, 30.0],
-            Self::Stays => [-10.0, 800.0],
-            Self::Begins => [12.0, 400.0],
+            Self::Ends => Some([-10.0, 30.0]),
+            Self::Stays => Some([-10.0, 800.0]),
+            Self::Begins => Some([12.0, 400.0]),
+            Self::Left => None,
         }
     }
 }
@@ -126,8 +133,9 @@ fn story_of(given: &Given) -> Story {
         if given.small {
             agent.memory_kib = 50 * 1024;
         }
-        agent.busy = given.event.iter().map(|busy| busy.period()).collect();
-        agent.updates = given.update.iter().map(|busy| busy.period()).collect();
+        agent.busy = given.event.and_then(Busy::period).into_iter().collect();
+        agent.updates = given.update.and_then(Busy::period).into_iter().collect();
+        agent.job = given.job.map(|kind| Job { kind, ends: 800.0 });
         if given.event == Some(Busy::Begins) {
             agent.fault = Some(AgentFault::Draining);
         }

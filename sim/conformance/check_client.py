@@ -39,7 +39,7 @@ START_LIMIT, COMMAND_LIMIT = 20, 60
 # Seconds by which a time may differ from the world file's: the server's start is not known better.
 CLOCK_TOLERANCE = 10
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:agent-restarts"
-PARAMETERS = {"busyWaitSeconds": ["120"], "minMemoryMiB": ["0"], "executionTimeoutSeconds": ["480"]}
+PARAMETERS = {"busyWaitSeconds": ["120"], "minMemoryMiB": ["0"], "executionTimeoutSeconds": ["570"]}
 TERMINAL = {"Success", "Failed", "Cancelled", "TimedOut"}
 
 # What each odd host of world.json reports: response code, result of the document's line.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::Serialize;
 
 use crate::state::{
-    Agent, AgentFault, Answer, DocumentKind, Host, Invocation, SsmAgentFault, State,
+    Agent, AgentFault, Answer, DocumentKind, Host, Invocation, JobKind, SsmAgentFault, State,
 };
 
 /// Seconds between two tries to reach a host: to deliver, and in mid-run when it went away.
@@ -20,6 +20,10 @@ const LOOK_EVERY: f64 = 2.0;
 /// Seconds within which a master and its poller must be ready, and must then stand to be called stable.
 const READY_LIMIT: f64 = 60.0;
 const STABLE: f64 = 12.0;
+/// Seconds that a poll takes: so old is a poller when CodeDeploy has answered it for the first time.
+const POLL: f64 = 45.0;
+/// Seconds that the script waits for the worker of what looks like a master.
+const WORKER_LIMIT: f64 = 65.0;
 /// Seconds after which the script stops waiting for the service manager.
 const RESTART_LIMIT: f64 = 150.0;
 /// Seconds that a start takes where no agent ran: there is no long poll to wait for.
@@ -38,6 +42,11 @@ const BOOT: f64 = 20.0;
 const TOLD_AFTER_BOOT: f64 = 60.0;
 /// The exit code of a program that was killed, as a shell that forks tells it.
 const KILLED: i64 = 137;
+/// What the script says of an agent whose polls CodeDeploy refuses, and of a service manager that does not start it.
+const DEAF: &str = "CodeDeploy does not hear the agent; log: Missing credentials - please check if this instance was \
+                    started with an IAM instance profile";
+const START_FAILED: &str =
+    "systemctl restart ended with 1: codedeploy-agent.service: Start request repeated too quickly.";
 /// What others write to a script's standard error.
 const NOISE: &str =
     "ERROR: ld.so: object 'libagent.so' from /etc/ld.so.preload cannot be preloaded: ignored.\n";
@@ -113,13 +122,12 @@ enum Phase {
     /// The foreign document does whatever it does.
     Elsewhere,
     WaitingForLock,
-    /// The agent's health is being proven, whether it was restarted or is to be left alone: one that is
-    /// not ready yet has until `deadline`, and must then stand.
-    Proving {
-        result: &'static str,
-        master: Option<f64>,
-        deadline: f64,
-    },
+    /// systemd has something to do with the agent's unit, and has not come to it.
+    WaitingForJob,
+    /// What runs there looks like a master, and has no worker.
+    WaitingForWorker,
+    /// The agent's health is being proven, whether it was restarted or is to be left alone.
+    Proving(Proof),
     Looking {
         quiet: u32,
     },
@@ -128,13 +136,48 @@ enum Phase {
         done: f64,
         began: f64,
         was_running: bool,
-        /// An earlier restart still drains: this order is merged with it, and the master changes once.
-        merged: bool,
+    },
+    /// Nothing ran after the restart, and the script starts the agent once more.
+    StartingAgain {
+        result: &'static str,
     },
     /// The script has ended, and the restart has not.
-    Draining {
-        merged: bool,
-    },
+    Draining,
+}
+
+/// A proof of health that is under way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Proof {
+    result: &'static str,
+    unproven: Unproven,
+    /// Until when a poller must be ready.
+    deadline: f64,
+    /// One was looked at that was not.
+    waited: bool,
+    watched: Option<Watched>,
+}
+
+/// A master whose poller is ready.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Watched {
+    started_at: f64,
+    /// When it has stood long enough.
+    stable_at: f64,
+    /// When the first poll of its has ended.
+    heard_at: f64,
+}
+
+/// What the script does where the proof finds nobody.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Unproven {
+    /// It was to be left alone, before the looks for quiet: they follow.
+    Look,
+    /// The same after them: the restart follows.
+    Restart,
+    /// After a restart: it is started once more.
+    StartAgain,
+    /// After that.
+    Tell,
 }
 
 /// The outcome of a script.
@@ -151,6 +194,10 @@ impl Verdict {
             result,
             detail: detail.into(),
         }
+    }
+
+    fn preflight_failed(detail: impl Into<String>) -> Self {
+        Self::new(12, "preflight-failed", detail)
     }
 }
 
@@ -283,9 +330,7 @@ impl Runs {
                 let total = run.start.delivery_timeout + execution_timeout(&run.start.order);
                 run.start.sent + self.hastened(total)
             }
-            Phase::Draining { .. } | Phase::Buffered | Phase::Booting | Phase::Booted => {
-                f64::INFINITY
-            }
+            Phase::Draining | Phase::Buffered | Phase::Booting | Phase::Booted => f64::INFINITY,
             _ => run.began + self.hastened(execution_timeout(&run.start.order)),
         }
     }
@@ -294,11 +339,7 @@ impl Runs {
     fn cut_short_at(&self, run: &Run) -> f64 {
         let scripted = !matches!(
             run.phase,
-            Phase::Undelivered
-                | Phase::Buffered
-                | Phase::Booting
-                | Phase::Booted
-                | Phase::Draining { .. }
+            Phase::Undelivered | Phase::Buffered | Phase::Booting | Phase::Booted | Phase::Draining
         );
         match run.fault {
             Some(
@@ -330,8 +371,8 @@ impl Runs {
     }
 
     fn decide(&mut self, id: u64, run: &mut Run, now: f64, state: &mut State) -> Next {
-        if let Phase::Draining { merged } = run.phase {
-            if let Some(host) = host(state, run).filter(|host| !merged && is_up(host)) {
+        if run.phase == Phase::Draining {
+            if let Some(host) = host(state, run).filter(|host| is_up(host)) {
                 replace_agent(&mut host.agent, now);
             }
             return Next::End;
@@ -363,16 +404,19 @@ impl Runs {
                 Next::End
             }
             Phase::WaitingForLock => self.lock(id, run, now, state),
-            Phase::Proving {
-                result,
-                master,
-                deadline,
-            } => self.prove(run, (result, master, deadline), now, state),
+            Phase::WaitingForJob => self.wait_for_job(run, now, state),
+            Phase::WaitingForWorker => {
+                let detail = format!(
+                    "process 812 has had no worker for {WORKER_LIMIT} s: it is not an agent that is known; \
+                     the agent was left alone"
+                );
+                self.finish(run, now, state, Verdict::preflight_failed(detail))
+            }
+            Phase::Proving(proof) => self.prove(run, proof, now, state),
             Phase::Looking { quiet } => self.look(run, quiet, now, state),
             Phase::Restarting { .. } => self.restarted(id, run, now, state),
-            Phase::Hanging | Phase::Undelivered | Phase::Draining { .. } => {
-                Next::Wake(f64::INFINITY)
-            }
+            Phase::StartingAgain { result } => self.started_again(run, result, now, state),
+            Phase::Hanging | Phase::Undelivered | Phase::Draining => Next::Wake(f64::INFINITY),
         }
     }
 
@@ -443,11 +487,20 @@ impl Runs {
                 state,
                 Verdict::new(11, "not-root", "the script runs as uid 1001, not as root"),
             ),
-            _ if !agent.installed => self.finish(
+            Some(AgentFault::ProgramAway) if agent.running => {
+                let detail = "there is no /opt/codedeploy-agent/bin/codedeploy-agent, though an agent runs; \
+                              the agent was left alone";
+                self.finish(run, now, state, Verdict::preflight_failed(detail))
+            }
+            fault if !agent.installed || fault == Some(AgentFault::ProgramAway) => self.finish(
                 run,
                 now,
                 state,
-                Verdict::new(10, "not-installed", "no agent in /opt/codedeploy-agent"),
+                Verdict::new(
+                    10,
+                    "not-installed",
+                    "there is no /opt/codedeploy-agent/bin/codedeploy-agent",
+                ),
             ),
             _ => self.lock(id, run, now, state),
         }
@@ -490,29 +543,24 @@ impl Runs {
 
     fn without_script(&mut self, id: u64, run: &mut Run, now: f64) -> Next {
         match run.phase {
-            Phase::Restarting { done, merged, .. } => {
-                self.leave_draining(id, run, now, (done, merged))
-            }
+            Phase::Restarting { done, .. } => self.leave_draining(id, run, now, done),
             _ => Next::End,
         }
     }
 
-    fn leave_draining(&mut self, id: u64, run: &mut Run, now: f64, rest: (f64, bool)) -> Next {
+    fn leave_draining(&mut self, id: u64, run: &mut Run, now: f64, done: f64) -> Next {
         self.release(id, run, now);
-        let (done, merged) = rest;
-        run.phase = Phase::Draining { merged };
+        run.phase = Phase::Draining;
         Next::Wake(done)
     }
 
-    /// When the restart ends that an earlier script left behind on this host.
-    fn left_behind(&self, run: &Run) -> Option<f64> {
-        self.open
-            .values()
-            .filter(|other| other.phase == Phase::Draining { merged: false })
-            .find(|other| {
-                other.start.region == run.start.region && other.start.instance == run.start.instance
-            })
-            .map(|other| seconds(other.wake))
+    /// Whether a restart that an earlier script left behind on this host is still under way.
+    fn is_left_behind(&self, run: &Run) -> bool {
+        let here = |other: &&Run| {
+            other.start.region == run.start.region && other.start.instance == run.start.instance
+        };
+        let mut others = self.open.values().filter(here);
+        others.any(|other| other.phase == Phase::Draining)
     }
 
     /// Takes the host's lock or waits for it within the script's patience, then decides.
@@ -531,7 +579,43 @@ impl Runs {
             return Next::Wake(patience);
         }
         self.locks.insert(key, id);
-        self.choose(run, now, state)
+        self.wait_for_job(run, now, state)
+    }
+
+    /// What systemd has begun with the agent's unit ends by itself; it is waited for within the same patience.
+    fn wait_for_job(&mut self, run: &mut Run, now: f64, state: &mut State) -> Next {
+        let Some(host) = host(state, run) else {
+            return Next::End;
+        };
+        let job = job_under_way(&mut host.agent, now);
+        let kind = match self.is_left_behind(run) {
+            true => Some(JobKind::Restart),
+            false => job,
+        };
+        let verdict = match kind {
+            Some(JobKind::Start) => {
+                let detail = "systemd has not come to the start of codedeploy-agent.service yet: see \
+                              'systemctl list-jobs'";
+                Verdict::new(22, "restart-running", detail)
+            }
+            Some(JobKind::Stop) => {
+                let detail = "somebody has stopped the agent, which still finishes a lifecycle event; nothing starts it \
+                              afterwards: repeat when it has ended";
+                Verdict::new(34, "draining", detail)
+            }
+            Some(JobKind::Restart) => {
+                let detail =
+                    "an earlier restart still waits for the agent to finish a lifecycle event";
+                Verdict::new(34, "draining", detail)
+            }
+            None => return self.choose(run, now, state),
+        };
+        let patience = run.began + self.hastened(run.start.order.busy_wait);
+        if micros(now) >= micros(patience) {
+            return self.finish(run, now, state, verdict);
+        }
+        run.phase = Phase::WaitingForJob;
+        Next::Wake((now + self.hastened(LOOK_EVERY)).min(patience))
     }
 
     /// What this host needs, decided under the lock.
@@ -539,62 +623,129 @@ impl Runs {
         let Some((agent, left)) = host(state, run).map(|host| met(run, host)) else {
             return Next::End;
         };
-        if agent.fault == Some(AgentFault::Hangs) {
-            run.phase = Phase::Hanging;
-            return Next::Wake(f64::INFINITY);
-        }
-        if agent.fault == Some(AgentFault::PreflightFailed) {
-            let detail = "codedeploy-agent status exits 1: a new agent would not start; this one is left alone";
-            return self.finish(
-                run,
-                now,
-                state,
-                Verdict::new(12, "preflight-failed", detail),
-            );
-        }
-        match left {
-            Some(result) => {
-                run.memory_before = agent.memory_kib;
-                self.watch(run, result, now, state)
+        match (agent.fault, left) {
+            (Some(AgentFault::Hangs), _) => {
+                run.phase = Phase::Hanging;
+                Next::Wake(f64::INFINITY)
             }
-            None => self.look(run, 0, now, state),
+            (Some(AgentFault::UnknownAgent), _) if agent.running => {
+                run.phase = Phase::WaitingForWorker;
+                Next::Wake(now + self.hastened(WORKER_LIMIT))
+            }
+            (_, Some(result)) => {
+                run.memory_before = agent.memory_kib;
+                self.watch(run, result, Unproven::Look, now, state)
+            }
+            (_, None) => self.look(run, 0, now, state),
         }
     }
 
     /// Begins the proof of an agent's health.
-    fn watch(&self, run: &mut Run, result: &'static str, now: f64, state: &mut State) -> Next {
-        let deadline = now + self.hastened(READY_LIMIT);
-        self.prove(run, (result, None, deadline), now, state)
-    }
-
-    /// A ready agent must stand; one that is not has some time to become it.
-    fn prove(
-        &self,
+    fn watch(
+        &mut self,
         run: &mut Run,
-        proof_of: (&'static str, Option<f64>, f64),
+        result: &'static str,
+        unproven: Unproven,
         now: f64,
         state: &mut State,
     ) -> Next {
-        let (result, master, deadline) = proof_of;
+        let proof = Proof {
+            result,
+            unproven,
+            deadline: now + self.hastened(READY_LIMIT),
+            waited: false,
+            watched: None,
+        };
+        self.prove(run, proof, now, state)
+    }
+
+    /// A ready agent must stand, and have polled; one that is not ready has some time to become it.
+    fn prove(&mut self, run: &mut Run, mut proof: Proof, now: f64, state: &mut State) -> Next {
         let Some(agent) = host(state, run).map(|host| &host.agent) else {
             return Next::End;
         };
         let ready = agent.running && agent.fault != Some(AgentFault::AgentUnhealthy);
-        if master.is_some() || (!ready && micros(now) >= micros(deadline)) {
-            let verdict = proof(agent, master, result);
-            return self.finish(run, now, state, verdict);
+        let same = |watched: &Watched| (agent.started_at - watched.started_at).abs() < f64::EPSILON;
+        if proof
+            .watched
+            .is_some_and(|watched| !ready || !same(&watched))
+        {
+            // Somebody else has restarted it, or it has died: whatever comes is looked at anew.
+            proof.watched = None;
+            proof.deadline = now + self.hastened(READY_LIMIT);
         }
-        run.phase = Phase::Proving {
-            result,
-            master: ready.then_some(agent.started_at),
-            deadline,
-        };
-        let look = (now + self.hastened(LOOK_EVERY)).min(deadline);
-        Next::Wake(if ready {
-            now + self.hastened(STABLE)
+        if ready {
+            let watched = *proof.watched.get_or_insert_with(|| {
+                let ready_since = if proof.waited { now } else { agent.started_at };
+                Watched {
+                    started_at: agent.started_at,
+                    stable_at: now + self.hastened(STABLE),
+                    heard_at: ready_since + self.hastened(POLL),
+                }
+            });
+            if micros(now) < micros(watched.stable_at) {
+                run.phase = Phase::Proving(proof);
+                return Next::Wake(watched.stable_at);
+            }
+            if agent.fault == Some(AgentFault::Deaf) {
+                // Its first polls are refused at once, and 10 s apart.
+                let verdict = Verdict::new(33, "agent-unhealthy", DEAF);
+                return self.unproven(run, proof, verdict, now, state);
+            }
+            if micros(now) < micros(watched.heard_at) {
+                run.phase = Phase::Proving(proof);
+                return Next::Wake(watched.heard_at);
+            }
+            return self.finish(run, now, state, Verdict::new(0, proof.result, ""));
+        }
+        if micros(now) < micros(proof.deadline) {
+            proof.waited = true;
+            run.phase = Phase::Proving(proof);
+            return Next::Wake((now + self.hastened(LOOK_EVERY)).min(proof.deadline));
+        }
+        let verdict = if agent.running {
+            Verdict::new(
+                33,
+                "agent-unhealthy",
+                "the poller is not ready; log: certificate verify failed",
+            )
+        } else if agent.fault.is_some_and(fails_to_start) {
+            Verdict::new(30, "service-manager-failed", START_FAILED)
         } else {
-            look
-        })
+            Verdict::new(32, "agent-down", "no master runs")
+        };
+        self.unproven(run, proof, verdict, now, state)
+    }
+
+    /// A fresh agent that is not healthy is told, not restarted again; a small one is restarted; and where none runs, one
+    /// is started, once more if it was.
+    fn unproven(
+        &mut self,
+        run: &mut Run,
+        proof: Proof,
+        verdict: Verdict,
+        now: f64,
+        state: &mut State,
+    ) -> Next {
+        let is_down = matches!(verdict.code, 30 | 32);
+        match proof.unproven {
+            Unproven::Look | Unproven::Restart
+                if proof.result == "already-restarted" && !is_down =>
+            {
+                self.finish(run, now, state, verdict)
+            }
+            Unproven::Look => self.look(run, 0, now, state),
+            Unproven::Restart => self.order_restart(run, now, state),
+            Unproven::StartAgain if is_down => {
+                run.phase = Phase::StartingAgain {
+                    result: proof.result,
+                };
+                let fails = verdict.code == 30;
+                let seconds = if fails { SERVICE_MANAGER_FAILS } else { START };
+                Next::Wake(now + self.hastened(seconds))
+            }
+            Unproven::StartAgain | Unproven::Tell => self.finish(run, now, state, verdict),
+        }
     }
 
     /// Looks whether the host is quiet; three such looks in a row let the restart begin.
@@ -605,10 +756,10 @@ impl Runs {
         let (busy, updating) = (within(&agent.busy, now), within(&agent.updates, now));
         if !busy && !updating {
             if quiet + 1 >= QUIET_LOOKS {
-                // An earlier restart that drained may have replaced the agent meanwhile.
+                // Whoever runs now may be another than at the beginning.
                 if let Some(result) = left {
                     run.memory_before = agent.memory_kib;
-                    return self.watch(run, result, now, state);
+                    return self.watch(run, result, Unproven::Restart, now, state);
                 }
                 return self.order_restart(run, now, state);
             }
@@ -641,12 +792,15 @@ impl Runs {
         let Some(agent) = host(state, run).map(|host| host.agent.clone()) else {
             return Next::End;
         };
+        if agent.running && agent.fault == Some(AgentFault::PreflightFailed) {
+            let detail = "the agent runs, but '/opt/codedeploy-agent/bin/codedeploy-agent status' ends with 1; the \
+                          agent was left alone";
+            return self.finish(run, now, state, Verdict::preflight_failed(detail));
+        }
         run.memory_before = if agent.running { agent.memory_kib } else { 0 };
         let limit = now + self.hastened(RESTART_LIMIT);
-        let left_behind = self.left_behind(run);
         let done = match agent.fault {
-            _ if left_behind.is_some() => left_behind.unwrap_or(now),
-            Some(AgentFault::ServiceManagerFailed) => now + self.hastened(SERVICE_MANAGER_FAILS),
+            Some(fault) if fails_to_start(fault) => now + self.hastened(SERVICE_MANAGER_FAILS),
             Some(AgentFault::Draining) if agent.running => {
                 drained(&agent.busy, now).unwrap_or(limit + self.hastened(DRAINING_BEYOND))
             }
@@ -657,7 +811,6 @@ impl Runs {
             done,
             began: now,
             was_running: agent.running,
-            merged: left_behind.is_some(),
         };
         Next::Wake(done.min(limit))
     }
@@ -668,7 +821,6 @@ impl Runs {
             done,
             began,
             was_running,
-            merged,
         } = run.phase
         else {
             return Next::End;
@@ -677,33 +829,43 @@ impl Runs {
             if micros(now) < micros(began + self.hastened(RESTART_LIMIT)) {
                 return Next::Wake(done.min(began + self.hastened(RESTART_LIMIT)));
             }
-            let detail = format!(
-                "the old agent still drains after {RESTART_LIMIT} s; the restart completes by itself"
-            );
+            let detail =
+                "the agent finishes a lifecycle event first; the queued restart follows by itself";
             self.finish(run, now, state, Verdict::new(34, "draining", detail));
-            return self.leave_draining(id, run, now, (done, merged));
+            return self.leave_draining(id, run, now, done);
         }
         let Some(host) = host(state, run) else {
             return Next::End;
         };
-        match host.agent.fault {
-            _ if merged => {}
-            Some(AgentFault::ServiceManagerFailed) => {
-                stop_agent(&mut host.agent);
-                let detail = "systemctl restart codedeploy-agent exits 1: start request repeated too quickly";
-                return self.finish(
-                    run,
-                    now,
-                    state,
-                    Verdict::new(30, "service-manager-failed", detail),
-                );
-            }
-            Some(AgentFault::AgentDown) => stop_agent(&mut host.agent),
-            Some(AgentFault::OldAgentSurvived) if was_running => {}
-            _ => replace_agent(&mut host.agent, now),
+        if was_running && host.agent.fault == Some(AgentFault::OldAgentSurvived) {
+            let detail = "master 812 still runs: the restart did nothing to it";
+            return self.finish(
+                run,
+                now,
+                state,
+                Verdict::new(31, "old-agent-survived", detail),
+            );
         }
+        start_agent(&mut host.agent, now);
         let result = if was_running { "restarted" } else { "started" };
-        self.watch(run, result, now, state)
+        self.watch(run, result, Unproven::StartAgain, now, state)
+    }
+
+    /// The script's own second start has taken its time.
+    fn started_again(
+        &mut self,
+        run: &mut Run,
+        result: &'static str,
+        now: f64,
+        state: &mut State,
+    ) -> Next {
+        let Some(host) = host(state, run) else {
+            return Next::End;
+        };
+        if !host.agent.running {
+            start_agent(&mut host.agent, now);
+        }
+        self.watch(run, result, Unproven::Tell, now, state)
     }
 
     /// Ends the invocation as Systems Manager sees it: the status now, the output when it arrives.
@@ -911,31 +1073,6 @@ fn joined(stdout: &[u8], stderr: &[u8]) -> String {
     .collect()
 }
 
-/// The proof that an agent is healthy: one master, the one that was met, and a poller that stays.
-fn proof(agent: &Agent, master: Option<f64>, result: &'static str) -> Verdict {
-    if !agent.running {
-        return Verdict::new(32, "agent-down", "no master process runs");
-    }
-    if agent.fault == Some(AgentFault::AgentUnhealthy) {
-        return Verdict::new(33, "agent-unhealthy", "poller restarts every 5 s");
-    }
-    if result == "restarted" && agent.fault == Some(AgentFault::OldAgentSurvived) {
-        return Verdict::new(
-            31,
-            "old-agent-survived",
-            "the old master still runs after the restart",
-        );
-    }
-    if master.is_some_and(|master| (agent.started_at - master).abs() > f64::EPSILON) {
-        return Verdict::new(
-            33,
-            "agent-unhealthy",
-            "the master was replaced while it was watched",
-        );
-    }
-    Verdict::new(0, result, "")
-}
-
 /// The agent as the script meets it, and why it is left alone, if it is.
 fn met(run: &Run, host: &Host) -> (Agent, Option<&'static str>) {
     (host.agent.clone(), left_alone(run, host))
@@ -953,6 +1090,38 @@ fn left_alone(run: &Run, host: &Host) -> Option<&'static str> {
         Some("below-threshold")
     } else {
         None
+    }
+}
+
+/// What systemd has queued for the agent's unit; what it has come to meanwhile has happened.
+fn job_under_way(agent: &mut Agent, now: f64) -> Option<JobKind> {
+    let job = agent.job?;
+    if now < job.ends {
+        return Some(job.kind);
+    }
+    agent.job = None;
+    match job.kind {
+        JobKind::Start if agent.running => {}
+        JobKind::Start | JobKind::Restart => start_agent(agent, job.ends),
+        JobKind::Stop => stop_agent(agent),
+    }
+    None
+}
+
+/// Whether the service manager fails at a start of it.
+fn fails_to_start(fault: AgentFault) -> bool {
+    matches!(
+        fault,
+        AgentFault::ServiceManagerFailed | AgentFault::PreflightFailed
+    )
+}
+
+/// What becomes of an agent, or of none, that the service manager was asked to start.
+fn start_agent(agent: &mut Agent, now: f64) {
+    match agent.fault {
+        Some(AgentFault::AgentDown | AgentFault::UnknownAgent) => stop_agent(agent),
+        Some(fault) if fails_to_start(fault) => stop_agent(agent),
+        _ => replace_agent(agent, now),
     }
 }
 

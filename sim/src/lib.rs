@@ -43,7 +43,8 @@ pub use scenario::{
 pub use ssm::PARAMETERS;
 pub use state::{
     Action, Agent, AgentFault, Answer, AutoScalingGroup, Command, Deployment, DeploymentGroup,
-    Document, DocumentKind, Execution, Fault, FaultKind, Host, Invocation, Lost, Member, Message,
-    PageSizes, Pipeline, Region, SsmAgent, SsmAgentFault, State, TagFilter, Target, Topic,
+    Document, DocumentKind, Execution, Fault, FaultKind, Host, Invocation, Job, JobKind, Lost,
+    Member, Message, PageSizes, Pipeline, Region, SsmAgent, SsmAgentFault, State, TagFilter,
+    Target, Topic,
 };
 pub use world::{Call, World};

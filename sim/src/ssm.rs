@@ -38,7 +38,7 @@ pub const PARAMETERS: [(&str, Option<&str>); 5] = [
     ("sentAt", None),
     ("busyWaitSeconds", Some("120")),
     ("minMemoryMiB", Some("0")),
-    ("executionTimeoutSeconds", Some("480")),
+    ("executionTimeoutSeconds", Some("570")),
 ];
 /// Digits of a parameter's value.
 const MAX_DIGITS: usize = 10;

@@ -592,6 +592,8 @@ pub struct Agent {
     pub busy: Vec<[f64; 2]>,
     /// Periods `[from, to]` in which a package manager or updater runs.
     pub updates: Vec<[f64; 2]>,
+    /// What somebody has asked of systemd, which has not come to it.
+    pub job: Option<Job>,
     /// What goes wrong on this host.
     pub fault: Option<AgentFault>,
     /// When its master process was replaced or started, in order.
@@ -610,10 +612,33 @@ impl Default for Agent {
             restart_seconds: 35.0,
             busy: Vec::new(),
             updates: Vec::new(),
+            job: None,
             fault: None,
             restarts: Vec::new(),
         }
     }
+}
+
+/// A job that systemd has queued for the agent's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Job {
+    /// What it will do.
+    pub kind: JobKind,
+    /// When it does.
+    pub ends: f64,
+}
+
+/// What a job of systemd's does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Starts the agent, when what it waits for is there.
+    Start,
+    /// Stops it, when it has drained.
+    Stop,
+    /// The same, and starts a new one.
+    Restart,
 }
 
 /// What goes wrong on a host.
@@ -622,8 +647,12 @@ impl Default for Agent {
 pub enum AgentFault {
     /// The script does not run as root: 11.
     NotRoot,
-    /// A new agent would not start, so that the old one is left alone: 12.
+    /// A new agent would not start, so that the old one is left alone: 12. Where none runs, the start fails: 30.
     PreflightFailed,
+    /// The agent's program is not there. While an agent runs all the same, it is left alone: 12; else 10.
+    ProgramAway,
+    /// What runs the agent's program is no agent that is known, and is left alone: 12.
+    UnknownAgent,
     /// The service manager's restart fails and leaves no agent: 30.
     ServiceManagerFailed,
     /// The restart is reported and the old master still runs: 31.
@@ -632,6 +661,8 @@ pub enum AgentFault {
     AgentDown,
     /// The poller crash-loops, before a restart and after it: 33.
     AgentUnhealthy,
+    /// Master and poller live, and CodeDeploy refuses its polls, before a restart and after it: 33.
+    Deaf,
     /// The old agent drains until its busy period ends: 34.
     Draining,
     /// The script never ends: SSM's execution timeout ends it.

@@ -6,8 +6,8 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 use sim::{
     Action, AgentFault, Answer, AutoScalingGroup, Deployment, DeploymentGroup, DocumentKind,
-    Execution, Host, Lost, Member, Pipeline, Region, SsmAgentFault, State, TagFilter, Target,
-    Topic,
+    Execution, Host, Job, JobKind, Lost, Member, Pipeline, Region, SsmAgentFault, State, TagFilter,
+    Target, Topic,
 };
 
 use crate::deliveries::{self, Delivery};
@@ -941,7 +941,7 @@ fn agent_start(rng: &mut Rng, completed: f64) -> f64 {
 /// Lets something be the matter with a host, and names it.
 fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
     let agent = &mut host.agent;
-    match rng.u32(..49) {
+    match rng.u32(..51) {
         0 => {
             host.offline = true;
             "picks nothing up"
@@ -1003,6 +1003,16 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             agent.busy = vec![[from, from + between(rng, 60.0, 900.0)]];
             "long lifecycle event"
         }
+        16 if one_in(rng, 3) => {
+            let kind = *pick(rng, &[JobKind::Start, JobKind::Stop, JobKind::Restart]);
+            let ends = between(rng, 1.0, 400.0);
+            if kind == JobKind::Start {
+                agent.running = false;
+                agent.memory_kib = 0;
+            }
+            agent.job = Some(Job { kind, ends });
+            "job in systemd's queue"
+        }
         16 => {
             let from = between(rng, -20.0, 60.0);
             agent.updates = vec![[from, from + between(rng, 1.0, 400.0)]];
@@ -1012,7 +1022,7 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             agent.restart_seconds = between(rng, 140.0, 400.0);
             "long poll that does not end"
         }
-        18..=25 => {
+        18..=27 => {
             let (fault, name) = *pick(
                 rng,
                 &[
@@ -1022,6 +1032,9 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
                     (AgentFault::OldAgentSurvived, "old agent survives"),
                     (AgentFault::AgentDown, "agent goes down"),
                     (AgentFault::AgentUnhealthy, "agent crash-loops"),
+                    (AgentFault::Deaf, "agent that CodeDeploy does not hear"),
+                    (AgentFault::ProgramAway, "program is away"),
+                    (AgentFault::UnknownAgent, "no agent that is known"),
                     (AgentFault::Draining, "agent drains"),
                     (AgentFault::Hangs, "script hangs"),
                 ],
@@ -1029,7 +1042,7 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             agent.fault = Some(fault);
             name
         }
-        26..=40 => {
+        28..=42 => {
             host.platform = "Linux".to_owned();
             ssm_affliction(rng, host)
         }

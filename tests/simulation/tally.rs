@@ -71,7 +71,7 @@ const ENDS: [&str; 5] = [
     "InvalidEvent",
 ];
 /// Conditions of hosts, deployments and pipelines.
-const CONDITIONS: [&str; 37] = [
+const CONDITIONS: [&str; 41] = [
     "picks nothing up",
     "not managed",
     "stopped",
@@ -87,6 +87,7 @@ const CONDITIONS: [&str; 37] = [
     "restarted around the deployment",
     "long lifecycle event",
     "package manager runs",
+    "job in systemd's queue",
     "long poll that does not end",
     "not root",
     "preflight fails",
@@ -94,6 +95,9 @@ const CONDITIONS: [&str; 37] = [
     "old agent survives",
     "agent goes down",
     "agent crash-loops",
+    "agent that CodeDeploy does not hear",
+    "program is away",
+    "no agent that is known",
     "agent drains",
     "script hangs",
     "target that did not succeed",

@@ -43,7 +43,7 @@ async fn a_command_carries_the_document_s_parameters() {
     );
     assert_eq!(parameters["busyWaitSeconds"], json!(["30"]));
     assert_eq!(parameters["minMemoryMiB"], json!(["64"]));
-    assert_eq!(parameters["executionTimeoutSeconds"], json!(["390"]));
+    assert_eq!(parameters["executionTimeoutSeconds"], json!(["480"]));
     let sent_at: f64 = parameters["sentAt"][0]
         .as_str()
         .and_then(|text| text.parse().ok())

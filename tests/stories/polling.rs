@@ -51,7 +51,7 @@ async fn one_command_s_missing_answer_does_not_hide_the_other_s() {
     // the look that shows the ends of one command's instances and the look at the other's.
     for kind in [sim::FaultKind::Error, sim::FaultKind::NoReply] {
         let mut seen = Vec::new();
-        for answered in 10..30 {
+        for answered in 25..45 {
             // The attempts at a call that hangs do not end before the function's end.
             let story = Story::of(60).setting("BUSY_WAIT_SECONDS", "0").timeout(200);
             let story = story.given(|state| {
@@ -284,12 +284,13 @@ async fn many_open_commands_are_looked_at_less_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_that_shows_nothing_for_a_minute_ends_nothing() {
-    let story = Story::of(1).given(|state| state.invocation_lag = 60.0);
+async fn a_list_that_shows_nothing_for_minutes_ends_nothing() {
+    // The script has ended by then.
+    let story = Story::of(1).given(|state| state.invocation_lag = 100.0);
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"restarted": 1}));
     let told_after = story.elapsed();
-    assert!((60.0..67.0).contains(&told_after), "{told_after} s");
+    assert!((100.0..107.0).contains(&told_after), "{told_after} s");
 }
 
 #[tokio::test(start_paused = true)]

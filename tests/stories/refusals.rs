@@ -199,7 +199,7 @@ async fn a_role_that_may_send_to_none_of_a_few_is_a_problem() {
 #[tokio::test(start_paused = true)]
 async fn lifecycle_states_are_asked_for_again_after_60_seconds_and_not_before() {
     // The second command leaves when the first instance is done and a look has shown it.
-    for (restart_seconds, asked) in [(33.0, 0), (45.0, 1)] {
+    for (restart_seconds, asked) in [(1.0, 0), (15.0, 1)] {
         let story = Story::of(2)
             .setting("MAX_CONCURRENCY", "1")
             .given(|state| state.host(&id(1)).agent.restart_seconds = restart_seconds);

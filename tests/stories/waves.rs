@@ -25,7 +25,7 @@ async fn whoever_waits_for_an_earlier_wave_is_not_undelivered() {
     assert!(story.silent());
     // Five waves go before it, far more than the 150 s after which an instance is late.
     let last = restarted_at(&story, 50);
-    assert!((250.0..400.0).contains(&last), "{last} s");
+    assert!((400.0..550.0).contains(&last), "{last} s");
 }
 
 #[tokio::test(start_paused = true)]
@@ -61,7 +61,8 @@ async fn a_wave_that_nobody_picks_up_leaves_the_later_ones_undelivered_and_the_e
     assert_eq!(told.counts(), &json!({"restarted": 2, "undelivered": 4}));
     let moved = restarted_at(&story, 3);
     let waited = story.world.now() - EVENT_TIME - moved;
-    assert!((150.0..180.0).contains(&waited), "{waited} s");
+    // It is proven for 45 s, and only then the command has moved for the last time.
+    assert!((195.0..225.0).contains(&waited), "{waited} s");
     for n in [2, 4, 5, 6] {
         let detail = told.attention(&id(n))["detail"].as_str().expect("text");
         assert!(detail.contains("150 s"), "{detail}");

@@ -24,7 +24,7 @@ DOCUMENTS = {
     "WindowsRestartDocument": ("windows", "aws:runPowerShellScript", "Windows", "document/restart-agent.ps1", r"\$([A-Za-z]+) = '\{\{ (\w+) \}\}'"),
 }
 # The parameters, each with its default where it has one. Both moments belong together, so neither has one: half of them would call every agent fresh.
-PARAMETERS = {"triggeredAt": None, "sentAt": None, "busyWaitSeconds": "120", "minMemoryMiB": "0", "executionTimeoutSeconds": "480"}
+PARAMETERS = {"triggeredAt": None, "sentAt": None, "busyWaitSeconds": "120", "minMemoryMiB": "0", "executionTimeoutSeconds": "570"}
 # Systems Manager itself uses this one; the script need not know it.
 NOT_HANDED_OVER = {"executionTimeoutSeconds"}
 # What every parameter has to take, and to refuse: values are put into the scripts as they are. A leading zero would make an octal number of it in a shell.
@@ -290,7 +290,7 @@ def planted(resources, sources):
         ("another step", "its step is", with_step(lambda step: step.update(name="restart"))),
         ("an unknown key of a step", "unknown keys", with_step(lambda step: step.update(onFailure="Abort"))),
         ("an unknown input", "unknown keys", with_step(lambda step: step["inputs"].update(workingdirectory="/"))),
-        ("a time-out as a number", "timeoutSeconds", with_step(lambda step: step["inputs"].update(timeoutSeconds=480))),
+        ("a time-out as a number", "timeoutSeconds", with_step(lambda step: step["inputs"].update(timeoutSeconds=570))),
         ("no time-out", "timeoutSeconds", with_step(lambda step: step["inputs"].pop("timeoutSeconds"), windows)),
         ("a single command", "runCommand", with_step(lambda step: step["inputs"].update(runCommand="id"))),
         ("both steps in one document", "2 steps", with_content(both_steps)),

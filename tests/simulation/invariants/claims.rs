@@ -58,8 +58,14 @@ impl Evidence<'_> {
         if host.answer.is_some() || ran.began_at.is_none() {
             return Some("the document did not run there".to_owned());
         }
-        if host.agent.fault == Some(AgentFault::AgentUnhealthy) {
-            return Some("its poller crash-loops".to_owned());
+        let never_well = match host.agent.fault {
+            Some(AgentFault::AgentUnhealthy) => Some("its poller crash-loops"),
+            Some(AgentFault::Deaf) => Some("CodeDeploy does not hear it"),
+            Some(AgentFault::UnknownAgent) => Some("it is no agent that is known"),
+            _ => None,
+        };
+        if let Some(lie) = never_well {
+            return Some(lie.to_owned());
         }
         let (started, running) = self.agent_at(&meant.region, host, before, ended);
         if !running {
