@@ -55,6 +55,7 @@ JOB_UNIT=codedeploy-agent-restart.service
 DROP_IN_NAME=zz-agent-restart.conf
 NEWLINE='
 '
+NO_TASK='could not start a process (no task or memory is free)'
 
 # ---- time and bounds ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ read_process() {
   stat=${stat##*) }
   # shellcheck disable=SC2086 # a word for each field
   set -- $stat
-  case $1 in Z | X) return 1 ;; esac
+  case $#:$1 in [0-9]:* | 1[0-9]:* | *:[ZX]) return 1 ;; esac
   PARENT=$2 GROUP=$3 SESSION=$4 STARTED=${20}
 }
 
@@ -106,23 +107,19 @@ file_age() {
 bounded() {
   at_most "$1"
   shift
-  # Old busybox knows another form of it, and some say that the command was ended by a signal, which is the same.
-  if [ -z "${HAVE_TIMEOUT:-}" ]; then
-    HAVE_TIMEOUT=no
-    timeout 5 true && HAVE_TIMEOUT=yes
-  fi
-  if [ "$HAVE_TIMEOUT" = yes ]; then
+  if [ -n "$HAVE_TIMEOUT" ]; then
     timeout "$LEFT" "$@" 3>&- 9>&-
     ended=$?
+    # Some busybox say that the command was ended by a signal, which is the same.
     [ "$ended" -eq 143 ] && ended=124
     return "$ended"
   fi
   "$@" 3>&- 9>&- &
   child=$!
-  end=$((NOW + LEFT))
+  child_end=$((NOW + LEFT))
   while kill -0 "$child"; do
     tick
-    if [ "$NOW" -ge "$end" ]; then
+    if [ "$NOW" -ge "$child_end" ]; then
       kill "$child"
       return 124
     fi
@@ -151,7 +148,7 @@ json_text() {
 }
 
 MEMORY_BEFORE=0
-VERSION='' PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT FRAGMENT=''
+VERSION='' UPDATE='' PROGRAM=codedeploy-agent PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT FRAGMENT='' LOCKED=''
 # How far it went: `untouched`, `asked` while a restart that was asked for goes on, then `touched`.
 DONE=untouched
 
@@ -159,6 +156,7 @@ DONE=untouched
 finish() {
   trap - EXIT
   trap '' HUP INT TERM
+  unset IFS
   ENDS_WITH=$1
   trap 'exit "$ENDS_WITH"' EXIT
   look_once
@@ -173,7 +171,8 @@ finish() {
   # the old agent survived a restart: the new one that finds it running may end only after this, and its failure would kill a hook. The next run clears it.
   # A unit made from the init script is not started again, and kills nobody.
   case $1:$DONE:$FRAGMENT in
-    *:*generator*) clear_drop_in ;;
+    *:asked:*) ;;
+    *generator*) clear_drop_in ;;
     30:* | 32:* | 20:touched:* | 31:touched:*) ;;
     *) clear_drop_in ;;
   esac
@@ -190,8 +189,8 @@ leave_alone() {
 # Whatever ends this script, there is a line that is true.
 # shellcheck disable=SC2317 # a trap calls it
 interrupted() {
-  why='the script was ended by a signal, or could not start a process (no task or memory is free)'
-  [ "$DONE" = asked ] && finish 34 draining "$why; the restart that it asked for goes on by itself"
+  why="the script was ended by a signal, or $NO_TASK"
+  [ "$DONE" = asked ] && finish 34 draining "$why; the restart that it asked for may go on by itself"
   leave_alone "$why"
 }
 trap interrupted EXIT HUP INT TERM
@@ -221,6 +220,7 @@ take_lock() {
       fi
     done
   fi
+  LOCKED=yes
 }
 
 wait_for_lock() {
@@ -284,6 +284,12 @@ read_entry() {
     return 0
   fi
   split_entry || { UNCERTAIN=$text && return 0; }
+  # What is not closed on its line goes on over the next ones.
+  trimmed "$value"
+  case $TRIMMED in
+    \"*\"* | \'*\'* | '['*']'* | '{'*'}'*) ;;
+    \"* | \'* | '['* | '{'*) UNCERTAIN=$text ;;
+  esac
   concerns_us || return 0
   # Both spellings of a key are two keys to YAML, of which the agent takes the one without the colon (core_ext.rb, symbolize_keys!).
   case $bare$bare_keys' ' in
@@ -315,7 +321,7 @@ split_entry() {
       value=${key#*"$quote"}
       key=${key%%"$quote"*}
       # In quotes the colon belongs to the name, and the agent's generations may differ about that.
-      case $key in :*) UNCERTAIN=$text ;; esac
+      case $key in :* | *\\*) UNCERTAIN=$text ;; esac
       trimmed "$value"
       case $TRIMMED in : | :[[:space:]]*) value=${TRIMMED#:} ;; *) return 1 ;; esac
       ;;
@@ -421,15 +427,24 @@ look_once() {
       *': master '[0-9]* | *' of master '[0-9]* | *': booting child'* | *codedeploy-agent*) ;;
       *) continue ;;
     esac
+    # An agent's title is short, and matching a very long one takes a shell seconds.
+    [ ${#title} -lt 1000 ] || continue
     pid=${process#/proc/}
     case $title in
-      *": master $pid") kind=master ;;
+      "$PROGRAM: master $pid" | "codedeploy-agent: master $pid") kind=master ;;
+      # With another name it is an agent's if it has an agent's child.
+      *": master $pid") kind=titled ;;
       *': InstanceAgent::'*'CommandPoller of master '*' - shutting down' | *': booting child'*) kind=child ;;
       *': InstanceAgent::'*'CommandPoller of master '*) kind=poller ;;
       # A shell or an interpreter that runs the program, such as the unit's own `bash -c`.
       /bin/* | /usr/bin/* | /usr/local/bin/* | /sbin/* | /usr/sbin/*) kind=other ;;
-      /*/codedeploy-agent*start) kind=start ;;
-      /*/codedeploy-agent*worker) kind=worker ;;
+      /*)
+        case ${title##*/} in
+          codedeploy-agentstart | codedeploy-agentrestart | codedeploy-agent[.\ ]*start) kind=start ;;
+          codedeploy-agentworker | codedeploy-agent[.\ ]*worker) kind=worker ;;
+          *) kind=other ;;
+        esac
+        ;;
       *) kind=other ;;
     esac
     case $kind:$title in
@@ -462,8 +477,13 @@ sort_out() {
           *) UNCLEAR="$UNCLEAR $identity" ;;
         esac
         ;;
+      *:titled) case "$AGENTS " in *":$pid:poller "*) MASTERS="$MASTERS $identity" ;; esac ;;
       *:start) MASTERS="$MASTERS $identity" ;;
-      *:poller | *:worker) POLLERS="$POLLERS $identity" ;;
+      *:poller) POLLERS="$POLLERS $identity" ;;
+      *:worker)
+        parent=${process%:worker}
+        case "$AGENTS " in *" ${parent##*:}:"*) POLLERS="$POLLERS $identity" ;; esac
+        ;;
       *:other) UNCLEAR="$UNCLEAR $identity" ;;
     esac
   done
@@ -541,18 +561,24 @@ find_event() {
   done
 }
 
-# Whether a hook of deployment $1 lives. What hooks leave behind inherits the environment too, but is in a session of its own, or its process group has lost its
-# leader; a hook leads a group of the agent's session (hook_executor.rb:170), whose own leader is gone when the agent is.
+# Whether a hook of deployment $1 lives. What hooks leave behind inherits the environment too, but in a session of its own, or its process group has lost its leader; a
+# hook leads a group of the agent's session (hook_executor.rb:170).
 hook_lives() {
   for process in /proc/[0-9]*; do
-    while IFS= read -r line; [ -n "$line" ]; do
-      case $line in *"DEPLOYMENT_ID=$1"*) ;; *) continue ;; esac
-      { read_process "${process#/proc/}" && is_ours "${process#/proc/}"; } || break
-      [ "$SESSION" -gt 0 ] && [ -d "/proc/$SESSION" ] && break
-      [ "$GROUP" -gt 0 ] && ! [ -d "/proc/$GROUP" ] && break
-      return 0
-    done < "$process/environ"
+    carries_deployment "${process#/proc/}" "$1" || continue
+    { read_process "${process#/proc/}" && is_ours "${process#/proc/}"; } || continue
+    [ "$GROUP" -gt 0 ] && ! [ -d "/proc/$GROUP" ] && continue
+    [ "$SESSION" -gt 0 ] && carries_deployment "$SESSION" "$1" && continue
+    return 0
   done
+  return 1
+}
+
+carries_deployment() {
+  [ -d "/proc/$1" ] || return
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in *"DEPLOYMENT_ID=$2"*) return 0 ;; esac
+  done < "/proc/$1/environ"
   return 1
 }
 
@@ -600,7 +626,7 @@ has_systemd() { [ -d /run/systemd/system ]; }
 
 # Asks for what matters of unit $1. systemd 219 (Amazon Linux 2) has no `show --value`. Only an answer that holds every property is one.
 ask_unit() {
-  SHOWN=$NEWLINE$(bounded "$ASK_LIMIT" systemctl show -p LoadState -p ActiveState -p MainPID -p KillMode -p TimeoutStopUSec -p FragmentPath -p User -p Environment -p ExecStart "$1")$NEWLINE
+  SHOWN=$NEWLINE$(bounded "$ASK_LIMIT" systemctl show -p LoadState -p ActiveState -p MainPID -p KillMode -p TimeoutStopUSec -p FragmentPath -p User -p Environment -p ExecStart -p RequiredBy -p BoundBy -p ConsistsOf "$1")$NEWLINE
   property LoadState
   LOAD_STATE=$VALUE
   property KillMode
@@ -620,15 +646,21 @@ property() {
   esac
 }
 
-# Sets QUEUED to the kind of job that systemd has for the unit (`start`, `stop`, `restart` ...), or to nothing. Fails when systemd does not tell.
+# Sets QUEUED to the kind of job that systemd has for the unit, or for one that has a drop-in of ours (`start`, `stop`, `restart` ...), or to nothing. Fails when
+# systemd does not tell.
 find_job() {
   QUEUED=''
   has_systemd || return 0
+  units=" $UNIT "
+  for ours in /run/systemd/system/*.service.d/"$DROP_IN_NAME"; do
+    ours=${ours%.d/*}
+    units="$units${ours##*/} "
+  done
   jobs=$(bounded "$ASK_LIMIT" systemctl list-jobs --no-legend --no-pager) || return
   # shellcheck disable=SC2086 # number, unit, type and state of each job
   set -- $jobs
   while [ $# -ge 3 ]; do
-    [ "$1" = "$UNIT" ] && QUEUED=$2
+    case $units in *" $1 "*) QUEUED=$2 ;; esac
     # The transient unit's own job is its start; while it runs, a restart is under way.
     [ "$1" = "$JOB_UNIT" ] && QUEUED=restart
     shift
@@ -648,6 +680,7 @@ put_drop_in() {
   {
     echo '[Service]'
     echo 'KillMode=process'
+    echo "KillSignal=SIGTERM"
     echo "TimeoutStopSec=$DRAIN_LIMIT"
     case $NAMED_BY_PID_FILE:$FRAGMENT in yes:*generator*) ;; yes:*) echo "PIDFile=$PID_FILE" ;; esac
     true
@@ -658,18 +691,21 @@ put_drop_in() {
   [ "$KILL_MODE:$VALUE" = process:2h ] || leave_alone "systemd does not take $DROP_IN: $UNIT has KillMode=$KILL_MODE and TimeoutStopUSec=$VALUE"
 }
 
-# Removes what this run, or one that was killed, has put there. Not while a job is queued, nor when systemd does not answer: it would bring back the kill of the
-# whole group.
+# Removes what this run, or one that was killed, has put there; what another run has put there is that run's. Not while a job is queued, nor when systemd does not
+# answer, or tries to start the unit again and again: it would bring back the kill of the whole group.
 clear_drop_in() {
-  left=''
-  for file in "/run/systemd/system"/*.service.d/"$DROP_IN_NAME"; do [ -f "$file" ] && left=$file; done
-  [ -n "$left" ] || return
-  find_job && [ -z "$QUEUED" ] || return
-  for file in "/run/systemd/system"/*.service.d/"$DROP_IN_NAME"; do
+  [ -n "$LOCKED" ] || return
+  for file in /run/systemd/system/*.service.d/"$DROP_IN_NAME"; do
+    [ -f "$file" ] || continue
+    find_job && [ -z "$QUEUED" ] || return
+    dropped=${file%.d/*}
+    ask_unit "${dropped##*/}"
+    property ActiveState
+    case $VALUE in active | inactive | failed) ;; *) return ;; esac
     rm -f "$file"
     rmdir "${file%/*}"
+    bounded "$ASK_LIMIT" systemctl daemon-reload
   done
-  bounded "$ASK_LIMIT" systemctl daemon-reload
 }
 
 # What systemd has begun ends by itself, such as the restart of a run before this one when the lifecycle event ends; then everything is decided anew.
@@ -677,15 +713,20 @@ wait_for_queued_job() {
   while :; do
     find_job || leave_alone 'systemd does not answer'
     [ -n "$QUEUED" ] || return
-    if ! is_patient; then
-      case $QUEUED in
-        *restart) finish 34 draining 'an earlier restart still waits for the agent to finish a lifecycle event' ;;
-        stop) finish 34 draining 'somebody has stopped the agent, which still finishes a lifecycle event; nothing starts it afterwards: repeat when it has ended' ;;
-        *) finish 22 restart-running "systemd has not come to the $QUEUED of $UNIT yet: see 'systemctl list-jobs'" ;;
-      esac
-    fi
+    is_patient || finish_queued
     sleep "$LOOK_EVERY"
   done
+}
+
+finish_queued() {
+  case $QUEUED in
+    *restart)
+      find_event
+      finish 34 draining "the agent ${EVENT:+finishes a lifecycle event first and }has not ended yet; the queued restart follows by itself"
+      ;;
+    stop) finish 34 draining 'somebody has stopped the agent, which still finishes a lifecycle event; nothing starts it afterwards: repeat when it has ended' ;;
+    *) finish 22 restart-running "systemd has not come to the $QUEUED of $UNIT yet: see 'systemctl list-jobs'" ;;
+  esac
 }
 
 # ---- the proof of health -----------------------------------------------------------------------------------------------------------------------------------
@@ -705,25 +746,30 @@ read_log() {
   [ "$limit" -le "$RECENT" ] || limit=$RECENT
   POLLS=$(
     {
-      find "$LOG" -mmin "-$((RECENT / 60))"
       bounded "$ASK_LIMIT" tail -n 2000 "$LOG"
-    } | awk -v master="(${MASTER%%:*})]:" -v poller="(${POLLER%%:*})]:" -v worker="Worker ${POLLER%%:*} " -v entered="$entered" -v limit="$limit" -v wire="$WIRE_LOG" '
+      ended=$?
+      echo
+      echo "read $ended"
+    } | awk -v recent="$(find -L "$LOG" -mmin "-$((RECENT / 60))")" -v master="(${MASTER%%:*})]:" -v poller="(${POLLER%%:*})]:" -v worker="Worker ${POLLER%%:*} " -v entered="$entered" -v limit="$limit" -v wire="$WIRE_LOG" '
       function seconds(year, month, day, hour, minute, second) {
         if (month < 3) { year--; month += 12 }
         return ((365 * year + int(year / 4) - int(year / 100) + int(year / 400) + int((153 * month - 457) / 5) + day) * 24 + hour) * 3600 + minute * 60 + second
       }
-      NR == 1 && /^\// { recent = 1; next }
+      { read = $0 == "read 0" }
+      # It holds what a failed hook printed.
+      /put_host_command_complete\(/ { next }
       /^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9]/ {
         at = seconds(substr($0, 1, 4), substr($0, 6, 2), substr($0, 9, 2), substr($0, 12, 2), substr($0, 15, 2), substr($0, 18, 2))
       }
       index($0, master) || index($0, poller) || index($0, worker) { known = 1 }
       index($0, worker) && /entering polling loop/ { entered = 1; errors = tries = 0 }
       !entered && !index($0, poller) { next }
-      /Client 200 [^]]*\] poll_host_command/ { good = at; polled = 1; errors = tries = 0 }
+      index($0, poller " [Aws::CodeDeployCommand::Client 200 ") && /\] poll_host_command/ { good = at; polled = 1; errors = tries = 0 }
       /CommandPoller: (Missing credentials|Cannot reach InstanceService|Network error)/ { errors++; text = $0; failed = at }
       /Error polling for host commands/ { tries++; if (errors < tries) text = $0; failed = at }
       /Received (TERM|INT|QUIT) - setting internal shutting down flag/ { asked = at; ending = 1 }
       END {
+        if (!read) exit
         if (tries > errors) errors = tries
         if (at - failed > limit || entered && !recent) errors = 0
         if (at - asked > limit) ending = 0
@@ -790,7 +836,10 @@ is_heard() {
   late=''
   [ "$waited" -ge "$PROOF_LIMIT" ] && late=yes
   case $POLLS:$KIND:$late in
-    good:*) return 0 ;;
+    good:*)
+      PROVEN=''
+      return 0
+      ;;
     unknown:*)
       PROVEN="no poll was seen: $LOG tells nothing of this agent"
       [ "$waited" -ge "$BLIND_LIMIT" ]
@@ -890,8 +939,9 @@ decide_about_the_running_agent() {
 refuse_unknown_agents() {
   for process in $UNCLEAR; do
     case " $seen " in *" $process "*) ;; *) continue ;; esac
-    case "$AGENTS " in *" $process:"*":master "*) MASTERS="$MASTERS $process" && continue ;; esac
+    title=''
     read -r title < "/proc/${process%%:*}/cmdline"
+    case $title in *": master ${process%%:*}") MASTERS="$MASTERS $process" && continue ;; esac
     leave_alone "process ${process%%:*} ($title) runs the agent's program, but is not an agent that is known"
   done
   # shellcheck disable=SC2086 # one word for each
@@ -936,6 +986,7 @@ find_unit() {
       "$OWN_UNIT") ;;
       *.service)
         ask_unit "$IN_UNIT"
+        [ -n "$LOAD_STATE" ] || leave_alone "systemd does not tell about $IN_UNIT"
         property MainPID
         main=$VALUE
         property ExecStart
@@ -944,21 +995,29 @@ find_unit() {
             [ "$KILL_MODE" = process ] || leave_alone "the agent runs in $IN_UNIT, of which a restart would kill everything (KillMode=$KILL_MODE): set KillMode=process there"
             UNIT=$IN_UNIT
             ;;
-          *) OUTSIDE="$OUTSIDE ${master%%:*}" ;;
+          *) OUTSIDE="$OUTSIDE $master" ;;
         esac
         ;;
-      *) OUTSIDE="$OUTSIDE ${master%%:*}" ;;
+      *) OUTSIDE="$OUTSIDE $master" ;;
     esac
   done
   ask_unit "$UNIT"
   [ "$LOAD_STATE" = masked ] && leave_alone "the unit $UNIT is masked"
   [ "$LOAD_STATE" = loaded ] || leave_alone "systemd does not know the unit $UNIT (${LOAD_STATE:-it does not answer})"
+  for name in RequiredBy BoundBy ConsistsOf; do
+    property "$name"
+    for dependent in $VALUE; do
+      case $dependent in *.target) ;; *) leave_alone "systemd would stop or restart $dependent with $UNIT ($name=$dependent)" ;; esac
+    done
+  done
+  property MainPID
+  main=$VALUE
   property ActiveState
   case $VALUE:$FRAGMENT:$LEFTOVER in
-    inactive:* | failed:* | *:*generator*:yes)
-      OUTSIDE=''
-      for master in $OLD; do OUTSIDE="$OUTSIDE ${master%%:*}"; done
-      ;;
+    inactive:* | failed:* | *:*generator*:yes) OUTSIDE=$OLD ;;
+    *:*generator*) ;;
+    # systemd would ask nobody to end, and forget the PID file.
+    *) case "$OLD " in *" $main:"*) ;; *) OUTSIDE=$OLD ;; esac ;;
   esac
 }
 
@@ -975,28 +1034,33 @@ unit_of() {
   done < "/proc/$1/cgroup"
 }
 
-# A directory that nobody but root can put anything into, nor replace: elsewhere a link may stand in place of a file, or of the directory itself.
-is_own_directory() {
+# Whether nobody but root can put anything into the directory of the PID file, nor replace it: elsewhere a link may stand in place of a file, or of the directory itself.
+# So it must be root's alone, and so must every directory on the way to it, by the path as it is written and as it is.
+find_own_directory() {
+  OWN_DIRECTORY=''
   physical=''
-  cd -P "$1" && physical=$PWD
+  cd -P "${PID_FILE%/*}" && physical=$PWD
   cd /
   [ -n "$physical" ] || return
-  for directory in "$1" "$physical"; do
+  set -- /
+  for directory in "${PID_FILE%/*}" "$physical"; do
     while [ -n "$directory" ]; do
-      # shellcheck disable=SC3067 # dash, bash and busybox have -O
-      [ -O "$directory" ] && [ ! -k "$directory" ] || return
+      set -- "$@" "$directory"
       directory=${directory%/*}
     done
   done
+  foreign=$(find "$@" -prune \( ! -user 0 -o ! -type l \( -perm -0020 -o -perm -0002 \) \)) && [ -z "$foreign" ] && OWN_DIRECTORY=${PID_FILE%/*}
 }
 
 # The agent's own commands, which systemd calls too, believe the PID file. If it is wrong, `status` says that nothing runs, and `stop` ends whatever process has
 # that number now.
 correct_pid_file() {
   NAMED_BY_PID_FILE=''
-  is_own_directory "${PID_FILE%/*}" || return 0
+  [ -n "$OWN_DIRECTORY" ] || return 0
   if [ "$named" = "${MASTER%%:*}" ]; then
-    case "$AGENTS " in *" $MASTER:"*":master "*) NAMED_BY_PID_FILE=yes ;; esac
+    for process in $AGENTS; do
+      case $process in "$MASTER:"*:master) NAMED_BY_PID_FILE=yes ;; esac
+    done
   elif [ "$COUNT" -lt 2 ]; then
     rm -f "$PID_FILE"
     [ "$COUNT" -eq 0 ] || { echo "${MASTER%%:*}" > "$PID_FILE"; } || leave_alone "cannot write $PID_FILE"
@@ -1005,13 +1069,13 @@ correct_pid_file() {
 
 # On a full disk the agent's PID file would be empty; systemd, which waits for it, would take the start for a failure and end the agent.
 check_the_disk() {
-  is_own_directory "${PID_FILE%/*}" || return 0
-  probe=${PID_FILE%/*}/.agent-restart-probe
+  [ -n "$OWN_DIRECTORY" ] || return 0
+  probe=$OWN_DIRECTORY/.agent-restart-probe
   rm -f "$probe"
   { echo probe > "$probe"; }
   if [ -s "$probe" ]; then rm -f "$probe"; else
     rm -f "$probe"
-    leave_alone "cannot write to ${PID_FILE%/*}"
+    leave_alone "cannot write to $OWN_DIRECTORY"
   fi
 }
 
@@ -1022,7 +1086,7 @@ check_its_program() {
   environment='' user='' VALUE=''
   if has_systemd; then
     property Environment
-    case $VALUE in *[\"\'\\]*) ;; *) environment=$VALUE ;; esac
+    case $VALUE in *[\"\'\\[]*) ;; *) environment=$VALUE ;; esac
     property User
     user=$VALUE
     property ExecStart
@@ -1036,15 +1100,13 @@ check_its_program() {
     *) set -- "$CLI" status ;;
   esac
   case $user in '' | root | 0) ;; *) set -- runuser -u "$user" -- "$@" ;; esac
+  # Into a file: a pipe would be waited for as long as anything that a profile has started holds it.
   # shellcheck disable=SC2086 # a word for each variable
-  said=$(
-    {
-      bounded "$STATUS_LIMIT" env -i PATH="$PATH" $environment "$@" 2>&1
-      echo " ends with $?"
-    } | grep -av '^[[:space:]]*from ' | tail -n 3 | cut -c 1-250
-  )
-  code=${said##* ends with }
-  [ "$code" = 0 ] || leave_alone "the agent runs, but '$CLI status' ends with $code: ${said%" ends with "*}"
+  bounded "$STATUS_LIMIT" env -i PATH="$PATH" $environment "$@" > "$LOCK.said" 2>&1
+  code=$?
+  [ "$code" -eq 0 ] || said=$(grep -av '^[[:space:]]*from ' "$LOCK.said" | tail -n 3 | cut -c 1-250)
+  rm -f "$LOCK.said"
+  [ "$code" -eq 0 ] || leave_alone "the agent runs, but '$CLI status' ends with $code: $said"
 }
 
 # ---- the restart -------------------------------------------------------------------------------------------------------------------------------------------
@@ -1088,21 +1150,25 @@ restart_with_systemd() {
   put_drop_in
   # After too many failed starts systemd refuses another one until this. 125 and above: nothing could be started.
   bounded "$ASK_LIMIT" systemctl reset-failed "$UNIT"
-  [ $? -lt 125 ] || leave_alone 'a process could not be started'
+  [ $? -lt 125 ] || leave_alone "$NO_TASK"
   note_refusal
   before=$REFUSAL
   if [ -n "$OUTSIDE" ]; then
     bounded "$ASK_LIMIT" systemctl reset-failed "$JOB_UNIT"
-    # shellcheck disable=SC2086 # a word for each process
-    ask_for_restart systemd-run --unit="$JOB_UNIT" --description='Restarts the CodeDeploy agent' \
-      /bin/sh -c "$END_THEN_START" job "$DRAIN_LIMIT" "systemctl restart $UNIT" $OUTSIDE
-    [ "$ENDED" -eq 0 ] || { DONE=untouched && leave_alone "systemd-run ended with $ENDED"; }
-    await_old
+    [ $? -lt 125 ] || leave_alone "$NO_TASK"
+    set -- /bin/sh -c "$END_THEN_START" job "$DRAIN_LIMIT" "systemctl restart $UNIT"
+    for master in $OUTSIDE; do set -- "$@" "${master%%:*}"; done
+    ask_for_restart systemd-run --unit="$JOB_UNIT" --description='Restarts the CodeDeploy agent' "$@"
+    case $ENDED in
+      0) await_old ;;
+      126 | 127) DONE=untouched && leave_alone 'systemd-run cannot be started' ;;
+      *) finish 34 draining "systemd-run ended with $ENDED; the restart that it asked for may go on by itself" ;;
+    esac
   else
     ask_for_restart systemctl restart "$UNIT"
   fi
-  if ! old_is_gone && find_job && [ -n "$QUEUED" ]; then
-    finish 34 draining 'the agent finishes a lifecycle event first; the queued restart follows by itself'
+  if ! old_is_gone && find_job; then
+    case $QUEUED in stop | *restart) finish_queued ;; esac
   fi
   DONE=touched
   case $ENDED in
@@ -1150,7 +1216,10 @@ restart_with_init_script() {
 # Sets REFUSAL to the last time that the agent's own stop refused, as its log tells (runner/master.rb:40).
 note_refusal() {
   REFUSAL=''
-  [ -f "$LOG" ] && REFUSAL=$(bounded "$ASK_LIMIT" tail -n 400 "$LOG" | grep -aF 'will not be shut down right now' | tail -n 1)
+  [ -f "$LOG" ] || return 0
+  # shellcheck disable=SC2016 # awk expands it
+  REFUSAL=$(bounded "$ASK_LIMIT" awk '/will not be shut down right now/ { last = $0 } END { print last }' "$LOG")
+  [ $? -lt 125 ] || leave_alone "$NO_TASK"
 }
 
 # The exit status of a restart is no proof: with a generated unit it is 0 although the agent refused to stop.
@@ -1183,12 +1252,22 @@ finish_proven() {
 # ---- the story ---------------------------------------------------------------------------------------------------------------------------------------------
 
 main() {
+  # Old busybox knows another form of it, and small systems have none.
+  HAVE_TIMEOUT=''
+  timeout 5 true
+  case $? in
+    0) HAVE_TIMEOUT=yes ;;
+    1 | 127) ;;
+    *) leave_alone "$NO_TASK" ;;
+  esac
   read_configuration
   read_version
   read_user self
   [ "$USER_ID" = 0 ] || finish 11 not-root 'run it as root'
   look
   if ! [ -x "$CLI" ]; then
+    find_update
+    [ -n "$UPDATE" ] && finish 21 update-running "$UPDATE is at work, and there is no $CLI"
     [ -n "$MASTERS$UNCLEAR" ] && leave_alone "there is no $CLI, though an agent runs"
     finish 10 not-installed "there is no $CLI"
   fi
@@ -1200,9 +1279,16 @@ main() {
   # A drop-in that a dead run left is taken away when this run ends: until then it protects the host as well as a new one.
   decide_about_the_running_agent
 
-  wait_until_quiet
-  decide_about_the_running_agent
+  # A decision may take a minute: it must be quiet before it and after it.
+  EVENT=unknown
+  while [ -n "$EVENT$UPDATE" ]; do
+    wait_until_quiet
+    decide_about_the_running_agent
+    find_event
+    find_update
+  done
   if has_systemd; then find_unit; elif ! [ -x "$INIT_SCRIPT" ]; then leave_alone "there is no systemd and no $INIT_SCRIPT"; fi
+  find_own_directory
   correct_pid_file
   check_the_disk
   check_its_program

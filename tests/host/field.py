@@ -281,7 +281,7 @@ def orphan(stage, name):
         host.hook("d-ORPHAN", "exec -a the-hook /usr/bin/sleep 600")
         old = host.agent()
         host.must(f"kill -KILL {old[1].pid}")
-        host.wait_for("another poller", 20, lambda: host.agent() and host.agent()[1].identity != old[1].identity)
+        host.wait_for("another poller", 20, lambda: (now := host.agent()) and now[1].identity != old[1].identity)
         before = host.agent()
         host.restart(wait=3).must_be("busy").must_say("d-ORPHAN")
         host.is_same_agent(before)

@@ -6,7 +6,7 @@ import subprocess
 # What systemd 219 (Amazon Linux 2, RHEL 7) knows of what the script may use. Anything else is refused until somebody has looked when it came.
 OPTIONS = {"-p", "-q", "-u", "-n", "-o", "--no-legend", "--no-pager"}
 VERBS = {"show", "list-jobs", "daemon-reload", "reset-failed", "restart", "is-active"}
-SETTINGS = {"KillMode", "TimeoutStopSec", "PIDFile"}
+SETTINGS = {"KillMode", "KillSignal", "TimeoutStopSec", "PIDFile"}
 RUN_OPTIONS = {"--unit", "--description"}
 
 FORBIDDEN = {
