@@ -624,7 +624,7 @@ wait_until_quiet() {
 
 has_systemd() { [ -d /run/systemd/system ]; }
 
-# Asks for what matters of unit $1. systemd 219 (Amazon Linux 2) has no `show --value`. Only an answer that holds every property is one.
+# Asks for what matters of unit $1. systemd 219 (Amazon Linux 2) has no `show --value`. Where LOAD_STATE is empty, systemd did not answer.
 ask_unit() {
   SHOWN=$NEWLINE$(bounded "$ASK_LIMIT" systemctl show -p LoadState -p ActiveState -p MainPID -p KillMode -p TimeoutStopUSec -p FragmentPath -p User -p Environment -p ExecStart -p RequiredBy -p BoundBy -p ConsistsOf "$1")$NEWLINE
   property LoadState
@@ -756,7 +756,7 @@ read_log() {
         return ((365 * year + int(year / 4) - int(year / 100) + int(year / 400) + int((153 * month - 457) / 5) + day) * 24 + hour) * 3600 + minute * 60 + second
       }
       { read = $0 == "read 0" }
-      # It holds what a failed hook printed.
+      # The report of a failed hook, with what that hook printed.
       /put_host_command_complete\(/ { next }
       /^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9]/ {
         at = seconds(substr($0, 1, 4), substr($0, 6, 2), substr($0, 9, 2), substr($0, 12, 2), substr($0, 15, 2), substr($0, 18, 2))
@@ -977,7 +977,7 @@ is_small() { [ "$MIN_MEMORY_MIB" -gt 0 ] && [ "$MEMORY" -lt $((MIN_MEMORY_MIB * 
 # ---- whether it would come back ------------------------------------------------------------------------------------------------------------------------------
 
 # Sets UNIT to the unit that restarts this agent, and OUTSIDE to the masters which a restart of the unit would not stop: it knows nothing of them (the Debian package
-# starts the agent so, and so does whoever calls its program), or it would only call a stop that refuses.
+# starts the agent so, and so does whoever calls its program), its main process is another, or it would only call a stop that refuses.
 find_unit() {
   UNIT=$OWN_UNIT OUTSIDE=''
   for master in $OLD; do
