@@ -148,7 +148,7 @@ json_text() {
 }
 
 MEMORY_BEFORE=0
-VERSION='' UPDATE='' PROGRAM=codedeploy-agent PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT FRAGMENT='' LOCKED=''
+VERSION='' PROGRAM=codedeploy-agent PID_FILE='' RUNNING_TRACKING='' UNIT=$OWN_UNIT FRAGMENT='' LOCKED=''
 # How far it went: `untouched`, `asked` while a restart that was asked for goes on, then `touched`.
 DONE=untouched
 
@@ -611,13 +611,15 @@ wait_until_quiet() {
       quiet=$((quiet + 1))
     else
       quiet=0
-      if ! is_patient; then
-        [ -n "$EVENT" ] && finish 20 busy "a lifecycle event of $EVENT still runs after ${BUSY_WAIT_SECONDS} s"
-        finish 21 update-running "$UPDATE still runs after ${BUSY_WAIT_SECONDS} s"
-      fi
+      is_patient || finish_busy
     fi
     [ "$quiet" -lt "$QUIET_LOOKS" ] && sleep "$LOOK_EVERY"
   done
+}
+
+finish_busy() {
+  [ -n "$EVENT" ] && finish 20 busy "a lifecycle event of $EVENT still runs after ${BUSY_WAIT_SECONDS} s"
+  finish 21 update-running "$UPDATE still runs after ${BUSY_WAIT_SECONDS} s"
 }
 
 # ---- systemd -------------------------------------------------------------------------------------------------------------------------------------------
@@ -1280,12 +1282,13 @@ main() {
   decide_about_the_running_agent
 
   # A decision may take a minute: it must be quiet before it and after it.
-  EVENT=unknown
-  while [ -n "$EVENT$UPDATE" ]; do
+  while :; do
     wait_until_quiet
     decide_about_the_running_agent
     find_event
     find_update
+    [ -n "$EVENT$UPDATE" ] || break
+    is_patient || finish_busy
   done
   if has_systemd; then find_unit; elif ! [ -x "$INIT_SCRIPT" ]; then leave_alone "there is no systemd and no $INIT_SCRIPT"; fi
   find_own_directory
