@@ -1,25 +1,211 @@
-# Restarts the CodeDeploy agent of this Windows host when that hurts nothing, proves that a new agent runs and stays, and says so in one line of JSON.
+# Restarts the CodeDeploy agent of this Windows host when that hurts nothing, proves that a new agent runs and polls, and says so in one line of JSON.
 #
-# Windows PowerShell 5.1, run as LocalSystem by Systems Manager Run Command. The contract (parameters, codes, the line) is in README.md beside this file; its
-# table names the function that honours each fact about Windows. The steps are in Invoke-Restart, at the end; each function above it is named by what it
-# does or proves. This script has been parsed, and never been run: no Windows was at hand.
+# Windows PowerShell 4 and 5.1, run as LocalSystem by Systems Manager Run Command. The contract (parameters, codes, the line) is in README.md beside this file;
+# its table names the function that honours each fact about Windows. Read it from its end: the steps are in Invoke-Restart; each function above it is named by
+# what it does or proves. All that touches Windows stands in the first part; tests/windows puts a simulated Windows in its place, and runs the rest.
 #
 # Two things decide how it goes about it. A service that is asked to stop first finishes what its agent does, for up to two hours, and nobody starts it
-# afterwards: so a process that does is put in place before the stop is asked for. And no exit status proves anything: the service's process is looked at.
+# afterwards: so a process that does, the follow-up, is put in place before the stop is asked for. And no exit status proves anything: what counts is the
+# service's process, and what that process writes into its log about polling.
 
 # Warnings and progress would be mixed into the output, of which Systems Manager keeps 2,500 bytes. Every error ends the run: none may be passed over.
 $ProgressPreference = 'SilentlyContinue'
 $WarningPreference = 'SilentlyContinue'
 $ErrorActionPreference = 'Stop'
-Set-StrictMode -Version 1.0
+Set-StrictMode -Version 2.0
 
-# Seconds since boot, by the clock that nobody can set (the performance counter, which goes on while the machine sleeps). The time of day may be wrong, and
-# may be set while this runs.
+$ServiceName = 'codedeployagent'
+$LockName = 'Global\codedeploy-agent-restart'
+# Exists as long as a follow-up lives; set, it tells it to end.
+$FollowUpName = 'Global\codedeploy-agent-restart-follow-up'
+# Volatile: Windows drops it at the next boot.
+$MarkKey = 'SOFTWARE\CodeDeployAgentRestart'
+
+# ---- Windows: all that touches it ------------------------------------------------------------------------------------------------------------------------
+#
+# Each function may throw, unless it says that it does not.
+
+# Handles by name or process id. Windows drops a named object with its last handle, and gives a process's id to no other while a handle of it is open.
+$Handles = @{}
+
+# Seconds since boot, by the clock that nobody can set (the performance counter, which goes on while the machine sleeps).
 function Get-Now { [System.Diagnostics.Stopwatch]::GetTimestamp() / [double][System.Diagnostics.Stopwatch]::Frequency }
-$Began = Get-Now
 
-# What the function asks for, from the lines that the document puts before this script, or from the environment when it is run by hand. Without the first two
-# no agent counts as fresh.
+# The time of day, UTC. It may be wrong, and may be set while this runs: good for ages of files and log lines, which were stamped by it.
+function Get-TimeOfDay { [DateTime]::UtcNow }
+
+function Wait-Seconds($Seconds) { Start-Sleep -Milliseconds ([int](1000 * $Seconds)) }
+
+# Of the process that this is.
+function Get-OwnId { $PID }
+
+function Get-Folder($Name) { [Environment]::GetFolderPath($Name) }
+
+function Test-Administrator {
+  $me = New-Object -TypeName System.Security.Principal.WindowsPrincipal -ArgumentList ([System.Security.Principal.WindowsIdentity]::GetCurrent())
+  $me.IsInRole([System.Security.Principal.WindowsBuiltInRole]::Administrator)
+}
+
+# The service with its State ('Running', 'Stop Pending', ...; never localised), ProcessId, StartMode and PathName; nothing when there is none.
+function Get-ServiceRecord {
+  Get-CimInstance -ClassName 'Win32_Service' -Filter "Name='$ServiceName'" -Property 'Name', 'State', 'ProcessId', 'StartMode', 'PathName' `
+    -OperationTimeoutSec ([int](Get-AtMost $QueryLimit))
+}
+
+function Get-ProcessRecords {
+  Get-CimInstance -ClassName 'Win32_Process' -Property 'Name', 'ProcessId', 'ParentProcessId', 'CreationDate', 'WorkingSetSize', 'CommandLine' `
+    -OperationTimeoutSec ([int](Get-AtMost $QueryLimit))
+}
+
+# The service's state ('Running', 'StopPending', ...), asked of the service control manager itself; empty when there is no such service.
+function Get-ServiceState {
+  $service = Get-Service -Name $ServiceName -ErrorAction SilentlyContinue
+  if ($null -ne $service) { return "$($service.Status)" }
+  ''
+}
+
+# Runs sc.exe, which only hands the order over, unlike the cmdlets, which wait and give up after some seconds (v2 stays Running until it has drained). Gives
+# Windows' own error code.
+function Send-ServiceOrder($Verb) {
+  $start = New-Object -TypeName System.Diagnostics.ProcessStartInfo
+  $start.FileName = Join-Path -Path (Get-Folder 'System') -ChildPath 'sc.exe'
+  $start.Arguments = "$Verb $ServiceName"
+  $start.UseShellExecute = $false
+  $start.CreateNoWindow = $true
+  $start.RedirectStandardOutput = $true
+  $start.RedirectStandardError = $true
+  $process = [System.Diagnostics.Process]::Start($start)
+  # ERROR_SERVICE_REQUEST_TIMEOUT, as the service control manager itself would say.
+  if (-not $process.WaitForExit([int](1000 * (Get-AtMost $AskLimit)))) { return 1053 }
+  $process.ExitCode
+}
+
+# A process of this number lives, and is the same as at the first question. Does not throw.
+function Test-Alive($Id) {
+  try {
+    if (-not $Handles.ContainsKey("$Id")) {
+      $process = [System.Diagnostics.Process]::GetProcessById($Id)
+      $null = $process.Handle
+      $Handles["$Id"] = $process
+    }
+    -not $Handles["$Id"].HasExited
+  }
+  # No process, or, to an administrator that is not LocalSystem, no handle of it.
+  catch { $_.Exception.GetBaseException() -isnot [System.ArgumentException] }
+}
+
+# Starts this file once more, hidden, as `follow-up RUN OLD SECONDS`. Through the shell (as Start-Process does without redirection) it inherits no handle: Systems
+# Manager would wait for the end of one that holds its output. When Systems Manager kills this script, it kills this process alone.
+function Start-FollowUpProcess($Arguments) {
+  Start-Process -FilePath (Join-Path -Path $PSHOME -ChildPath 'powershell.exe') -WindowStyle Hidden `
+    -ArgumentList "-NoProfile -NonInteractive -ExecutionPolicy Bypass -File `"$PSCommandPath`" follow-up $Arguments"
+}
+
+# The mutex is ours now, if nobody else has it. Windows frees that of a process that was killed, and says so with an exception. Another account's, which may not
+# be opened, is somebody else's.
+function Enter-Mutex($Name) {
+  try {
+    if (-not $Handles.ContainsKey($Name)) { $Handles[$Name] = New-Object -TypeName System.Threading.Mutex -ArgumentList $false, $Name }
+    $Handles[$Name].WaitOne(0)
+  }
+  catch {
+    $cause = $_.Exception.GetBaseException()
+    if ($cause -is [System.Threading.AbandonedMutexException]) { return $true }
+    if ($cause -isnot [System.UnauthorizedAccessException]) { throw }
+    $false
+  }
+}
+
+# Only its owner can release it, which this may not be; the end of the process frees it in any case. Does not throw.
+function Exit-Mutex($Name) { try { $Handles[$Name].ReleaseMutex() } catch { return } }
+
+# Somebody holds the mutex, which this does not create.
+function Test-MutexHeld($Name) {
+  try {
+    $mutex = [System.Threading.Mutex]::OpenExisting($Name)
+    if (-not $mutex.WaitOne(0)) {
+      $mutex.Dispose()
+      return $true
+    }
+  }
+  catch {
+    $cause = $_.Exception.GetBaseException()
+    if ($cause -is [System.Threading.WaitHandleCannotBeOpenedException]) { return $false }
+    if ($cause -is [System.UnauthorizedAccessException]) { return $true }
+    if ($cause -isnot [System.Threading.AbandonedMutexException]) { throw }
+  }
+  # It was free and is now ours: it must be given back at once.
+  $mutex.ReleaseMutex()
+  $mutex.Dispose()
+  $false
+}
+
+# Makes the event, which exists as long as this process.
+function New-Signal($Name) { $Handles[$Name] = New-Object -TypeName System.Threading.EventWaitHandle -ArgumentList $false, 'ManualReset', $Name }
+
+# The event exists. Not to be allowed to open it is a proof of it, too. An open handle would keep the event when its process has ended.
+function Test-Signal($Name) {
+  try { [System.Threading.EventWaitHandle]::OpenExisting($Name).Dispose() }
+  catch {
+    $cause = $_.Exception.GetBaseException()
+    if ($cause -is [System.Threading.WaitHandleCannotBeOpenedException]) { return $false }
+    if ($cause -isnot [System.UnauthorizedAccessException]) { throw }
+  }
+  $true
+}
+
+function Set-Signal($Name) {
+  $signal = [System.Threading.EventWaitHandle]::OpenExisting($Name)
+  $null = $signal.Set()
+  # As above.
+  $signal.Dispose()
+}
+
+# Our own event is set.
+function Test-SignalSet($Name) { $Handles[$Name].WaitOne(0) }
+
+# What an earlier run has noted since the boot; nothing when it has not, or when that cannot be read. Does not throw.
+function Get-Mark($Name) {
+  try { [Microsoft.Win32.Registry]::LocalMachine.OpenSubKey($MarkKey).GetValue($Name) } catch { $null }
+}
+
+# Does not throw: what cannot be noted is done once more by the next run.
+function Set-Mark($Name, $Value) {
+  try {
+    $key = [Microsoft.Win32.Registry]::LocalMachine.CreateSubKey($MarkKey, [Microsoft.Win32.RegistryKeyPermissionCheck]::Default,
+      [Microsoft.Win32.RegistryOptions]::Volatile)
+    $key.SetValue($Name, "$Value")
+    $key.Close()
+  }
+  catch { return }
+}
+
+# The files below a folder, each with Name and Written (UTC); none when there is no such folder.
+function Get-FilesBelow($Folder) {
+  if (-not [System.IO.Directory]::Exists($Folder)) { return }
+  foreach ($path in [System.IO.Directory]::GetFiles($Folder, '*', [System.IO.SearchOption]::AllDirectories)) {
+    @{ Name = [System.IO.Path]::GetFileName($path); Written = [System.IO.File]::GetLastWriteTimeUtc($path) }
+  }
+}
+
+# The end of a file that somebody else writes: its Lines, and when it was Written (UTC); nothing when there is no such file.
+function Read-Tail($Path) {
+  if (-not [System.IO.File]::Exists($Path)) { return }
+  $stream = New-Object -TypeName System.IO.FileStream -ArgumentList $Path, 'Open', 'Read', 'ReadWrite, Delete'
+  try {
+    $null = $stream.Seek(-[Math]::Min($stream.Length, 256KB), [System.IO.SeekOrigin]::End)
+    $text = (New-Object -TypeName System.IO.StreamReader -ArgumentList $stream).ReadToEnd()
+  }
+  finally { $stream.Dispose() }
+  @{ Lines = $text -split '\r?\n'; Written = [System.IO.File]::GetLastWriteTimeUtc($Path) }
+}
+
+# Straight to standard output: the pipeline would break a long line where a console ends.
+function Write-Line($Line) { [Console]::Out.WriteLine($Line) }
+
+# ---- what this run was asked for, and its limits -----------------------------------------------------------------------------------------------------------
+
+# From the lines that the document puts before this script, or from the environment when it is run by hand. Without the first two no agent counts as fresh.
 function Read-Number($Given, $Otherwise) { if ("$Given" -match '^[0-9]{1,10}$') { [long]$Given } else { $Otherwise } }
 if (-not (Test-Path -Path 'variable:TriggeredAt')) { $TriggeredAt = $env:TRIGGERED_AT }
 if (-not (Test-Path -Path 'variable:SentAt')) { $SentAt = $env:SENT_AT }
@@ -30,36 +216,40 @@ $SentAt = Read-Number $SentAt $null
 $BusyWaitSeconds = Read-Number $BusyWaitSeconds 120
 $MinMemoryMiB = Read-Number $MinMemoryMiB 0
 
-# Times in seconds. The tests can lower them; nothing else does.
-function Get-Lowered($Limit, $Variable) { [Math]::Min($Limit, (Read-Number ([Environment]::GetEnvironmentVariable($Variable)) $Limit)) }
-$StopLimit = Get-Lowered 150 'TEST_STOP_LIMIT'         # a stop: it ends with the current long poll, up to 80 s, and any event that came with it
-$ReadyLimit = Get-Lowered 60 'TEST_READY_LIMIT'        # until the service runs again
-$Stable = Get-Lowered 15 'TEST_STABLE'                 # the same process for this long; v2 ends by itself on a bad region, credentials or TLS
-$FollowUpLimit = Get-Lowered 20 'TEST_FOLLOW_UP_LIMIT' # until the process that starts the service later has come up
-$AskLimit = 40                                         # an order to the service control manager, which itself gives up after 30 s
-$QueryLimit = 15                                       # a question to the management service
-$Deadline = $BusyWaitSeconds + 300                     # of this script; Systems Manager would kill it 60 s later, without a line
-$QuietLooks = 3                                        # the tracking directory is empty between two lifecycle events, so look again
-$LookEvery = 2                                         # between two looks at anything
-$PatienceEnd = $Began + $BusyWaitSeconds               # until when this run waits for other things on the host
+# Seconds, where nothing else is said.
+$Deadline = $BusyWaitSeconds + 390 # of this script; Systems Manager would kill it 60 s later, without a line
+$StopLimit = 150                   # a stop: it ends with the current long poll, up to 80 s, and any event that came with it; v2 adds up to 30 s
+$SurvivorLimit = 30                # v1's processes outlive their stopped service by some seconds
+$ReadyLimit = 60                   # until the service runs
+$StartAttempts = 3                 # orders; v1's packed Ruby is known to miss the service control manager's own limit (1053)
+$Stable = 12                       # the same process for this long
+$ProofLimit = 75                   # until the log shows a poll; a long poll lasts 45 to 60
+$BlindLimit = 45                   # the same process for this long, where the log tells nothing
+$Recent = 300                      # so old may a poll be, of an agent that is left alone
+$FollowUpLimit = 20                # until a follow-up has come up
+$DrainMargin = 300                 # beyond the drain that the configuration allows
+$AskLimit = 40                     # an order to the service control manager, which itself gives up after 30
+$QueryLimit = 15                   # a question to the management service
+$QuietLooks = 3                    # looks; the tracking folder is empty between two lifecycle events
+$LookEvery = 2                     # between two looks at anything
 
-$ServiceName = 'codedeployagent'
-$LockName = 'Global\codedeploy-agent-restart'
-$FollowUpName = 'Global\codedeploy-agent-restart-follow-up'
-# Volatile: Windows drops it at the next boot.
-$MarkKey = 'SOFTWARE\CodeDeployAgentRestart'
-$AgentFolder = Join-Path -Path ([Environment]::GetFolderPath('CommonApplicationData')) -ChildPath 'Amazon\CodeDeploy'
+$InstallerName = 'Global\_MSIExecute'
 
 # What this run has found and done so far.
 $Version = ''
 $MemoryBefore = 0
 $MemoryAfter = 0
-$Old = $null
-$Survivors = ''
-$Lock = $null
+$Old = $null          # the agent that was found
+$Seen = @()           # the identities of all processes of agents that were seen
+$Program = ''         # the service's executable
+$Touched = $false     # the service was given an order
 $FollowUpIsOurs = $false
-$StopIsPending = $false
-$Touched = $false
+$Starts = 0
+$StartedAt = $null    # the moment before the order that started the agent
+$Sick = $false        # a small agent that is not healthy, and so restarted all the same
+$Unproven = ''        # what of the agent's health could not be seen
+$Verdict = $null
+$ExitCode = 0
 
 # Seconds that are left of this script, or the limit if that is less; at least 1.
 function Get-AtMost($Limit) { [Math]::Max(1, [Math]::Min($Limit, $Began + $Deadline - (Get-Now))) }
@@ -72,455 +262,654 @@ function ConvertTo-JsonText($Text, $Limit) {
   $clean.Substring(0, [Math]::Min($clean.Length, $Limit))
 }
 
-# Prints the line and ends. It goes straight to standard output: the pipeline would break a long line where a console ends.
+# Ends the run, wherever it is; Invoke-Script tells it.
 function Complete-Run([int]$Code, [string]$Result, [string]$Detail) {
-  if ($Code -ne 34) { Stop-FollowUp }
-  Exit-Lock
-  $line = '{"agentRestart":1,"result":"' + $Result + '","code":' + $Code
+  $script:Verdict = @{ Code = $Code; Result = $Result; Detail = $Detail }
+  throw 'the run is over'
+}
+
+function Format-Verdict {
+  $line = '{"agentRestart":1,"result":"' + $Verdict.Result + '","code":' + $Verdict.Code
   $line += ',"agentVersion":"' + (ConvertTo-JsonText $Version 60) + '"'
   $line += ',"memoryBeforeKiB":' + [long]$MemoryBefore + ',"memoryAfterKiB":' + [long]$MemoryAfter
-  $line += ',"seconds":' + [long][Math]::Floor((Get-Now) - $Began) + ',"detail":"' + (ConvertTo-JsonText $Detail 600) + '"}'
-  [Console]::Out.WriteLine($line)
-  exit $Code
+  $line + ',"seconds":' + [long][Math]::Floor((Get-Now) - $Began) + ',"detail":"' + (ConvertTo-JsonText $Verdict.Detail 600) + '"}'
 }
 
 # Whatever ends this script, there is a line that is true.
-function Complete-AfterError($Problem) {
-  $said = $Problem.Exception.GetBaseException().Message + ' (line ' + $Problem.InvocationInfo.ScriptLineNumber + ')'
-  if (-not $Touched) { Complete-Run 12 'preflight-failed' "the agent was left alone: $said" }
-  # The follow-up is left to start the service, should it be stopped.
-  $script:FollowUpIsOurs = $false
-  if ($StopIsPending) { Complete-Run 34 'draining' "the agent was asked to stop, and the service starts when it has; the script ended early: $said" }
+function Resolve-Error($Problem) {
+  $said = "$($Problem.Exception.GetBaseException().Message) (line $($Problem.InvocationInfo.ScriptLineNumber))"
+  if (-not $Touched) { return @{ Code = 12; Result = 'preflight-failed'; Detail = "the agent was left alone: $said" } }
   $state = 'unknown'
-  try { $state = (Get-AgentService).State } catch { $state = 'unknown' }
-  if ($state -eq 'Stopped') { Complete-Run 32 'agent-down' "the service is stopped; the script ended early: $said" }
-  Complete-Run 33 'agent-unhealthy' "the script ended before it could prove that the agent is healthy; the service is ${state}: $said"
+  try {
+    if (Test-FollowUp) { return @{ Code = 34; Result = 'draining'; Detail = "the agent was asked to stop, and a new one starts when it has; the script ended early: $said" } }
+    $state = Get-ServiceState
+  }
+  catch { $state = 'unknown' }
+  if ($state -eq 'Stopped') { return @{ Code = 32; Result = 'agent-down'; Detail = "the service is stopped; the script ended early: $said" } }
+  @{ Code = 33; Result = 'agent-unhealthy'; Detail = "the script ended before it could prove that the agent is healthy; the service is ${state}: $said" }
 }
 
-# ---- the lock: one run at a time on this host --------------------------------------------------------------------------------------------------------------
+# ---- what is asked more than once ------------------------------------------------------------------------------------------------------------------------
 
-# Windows frees the mutex of a run that was killed, and says so with an exception: it is ours then.
-function Enter-Lock {
-  do {
-    try {
-      if ($null -eq $Lock) { $script:Lock = New-Object -TypeName System.Threading.Mutex -ArgumentList $false, $LockName }
-      if ($Lock.WaitOne(1000)) { return }
-    }
-    catch {
-      $cause = $_.Exception.GetBaseException()
-      if ($cause -is [System.Threading.AbandonedMutexException]) { return }
-      # Another run, under another account, holds a mutex that this account may not open.
-      if ($cause -isnot [System.UnauthorizedAccessException]) { throw }
-      Start-Sleep -Seconds 1
-    }
-  } while ((Get-Now) -lt $PatienceEnd)
-  Complete-Run 22 'restart-running' "another restart holds the lock after $BusyWaitSeconds s"
+# Asks up to three times: the management service is known to fail a single question under load, and a folder to vanish under the look.
+function Get-Answer($Question) {
+  for ($try = 1; $true; $try++) {
+    try { return & $Question } catch { if ($try -ge 3) { throw } }
+    Wait-Seconds $LookEvery
+  }
 }
 
-# Only its owner can release it, which this may not be; the end of the process frees it in any case.
-function Exit-Lock { try { $Lock.ReleaseMutex() } catch { return } }
+# All processes. A list without this script's own is no answer.
+function Get-Processes {
+  Get-Answer {
+    $all = @(Get-ProcessRecords)
+    if (@($all | ForEach-Object { $_.ProcessId }) -notcontains (Get-OwnId)) { throw 'the list of processes lacks this one' }
+    $all
+  }
+}
+
+# Seconds since a process was noted under this name; nothing if it was not. The registry keeps "IDENTITY SECONDS", the latter since boot.
+function Get-SecondsSince($Mark, $Identity) {
+  $noted = "$(Get-Mark $Mark)" -split ' '
+  if ($noted.Count -eq 2 -and $noted[0] -ceq $Identity -and $noted[1] -match '^[0-9]+$') { (Get-Now) - [long]$noted[1] }
+}
 
 # ---- the agent's installation ------------------------------------------------------------------------------------------------------------------------------
 
-function Assert-Administrator {
-  $me = New-Object -TypeName System.Security.Principal.WindowsPrincipal -ArgumentList ([System.Security.Principal.WindowsIdentity]::GetCurrent())
-  if (-not $me.IsInRole([System.Security.Principal.WindowsBuiltInRole]::Administrator)) { Complete-Run 11 'not-root' 'run it as an administrator' }
+# The path without the prefix that v2's installer writes, and that the file functions of older .NET do not take.
+function Get-PlainPath($Path) { "$Path" -replace '^\\\\\?\\', '' }
+
+# The executable of a service's command line; empty when that cannot be told.
+function Get-Executable($CommandLine) {
+  if ("$CommandLine" -notmatch '^\s*(?:"([^"]+)"|(\S.*?\.exe)(?:\s|$))') { return '' }
+  Get-PlainPath ([Environment]::ExpandEnvironmentVariables("$($Matches[1])$($Matches[2])"))
 }
 
-function Assert-Installed {
-  if ($null -eq (Get-AgentService)) { Complete-Run 10 'not-installed' "there is no service $ServiceName" }
+function Assert-Installed { if ((Get-Agent).State -eq 'gone') { Complete-Run 10 'not-installed' "there is no service $ServiceName" } }
+
+# The service has gone since. Without it nothing can be started here.
+function Complete-Uninstalled {
+  $left = "there is no service $ServiceName any more"
+  if ([System.IO.File]::Exists($Program)) { $left += ", but still its program $Program" }
+  elseif (@(Wait-ForSurvivors $false).Count -gt 0) { $left += ', but still a process of the agent' }
+  else { Complete-Run 10 'not-installed' "$left, nor its program: the agent was uninstalled meanwhile" }
+  if ($Touched) { Complete-Run 32 'agent-down' "${left}: install the agent again" }
+  Complete-Run 12 'preflight-failed' "${left}: no agent could be started; it was left alone"
 }
 
-# A value of the agent's configuration, written `:key: value` or `key: value`.
-function Get-Configured($Key, $Otherwise) {
-  $file = Join-Path -Path $AgentFolder -ChildPath 'conf.yml'
-  if (-not [System.IO.File]::Exists($file)) { return $Otherwise }
+# The top level of the agent's configuration as YAML reads it: keys with a colon before them or not, in quotes or not; the last of several counts; only the first
+# document. A value that goes on in further lines is no value that can be told for certain.
+function Read-Configuration {
+  $found = @{}
+  $file = [System.IO.Path]::Combine($AgentFolder, 'conf.yml')
+  if (-not [System.IO.File]::Exists($file)) { return $found }
+  $key = ''
+  $indent = $null
   foreach ($line in [System.IO.File]::ReadAllLines($file)) {
-    if ($line -cmatch ('^\s*:?' + $Key + ':\s*(.*)$')) {
-      $value = ($Matches[1] -replace '\s+#.*$', '').Trim().Trim("'", '"')
-      if ($value -ne '') { return $value }
+    if ($line -match '^\s*(#|$)' -or $line -match '^%') { continue }
+    if ($line -match '^(---|\.\.\.)\s*(#.*)?$') {
+      if ($null -ne $indent) { break }
+      continue
     }
-  }
-  $Otherwise
-}
-
-function Read-Installation {
-  $root = Get-Configured 'root_dir' $AgentFolder
-  $script:Tracking = Join-Path -Path $root -ChildPath (Get-Configured 'ongoing_deployment_tracking' 'ongoing-deployment')
-  $script:LogFolder = Get-Configured 'log_dir' (Join-Path -Path $AgentFolder -ChildPath 'log')
-  $file = Join-Path -Path $AgentFolder -ChildPath '.version'
-  if ([System.IO.File]::Exists($file) -and [System.IO.File]::ReadAllText($file) -match 'agent_version:\s*(\S+)') { $script:Version = $Matches[1] }
-}
-
-# The last errors of the agent's log, for the detail of a failure: the newest of v1's log, v2's log and v2's log of its start.
-function Get-LastErrors {
-  try {
-    $logs = foreach ($name in 'codedeploy-agent-log.txt', 'codedeploy-agent.log', 'service-bootstrap.log') {
-      $file = New-Object -TypeName System.IO.FileInfo -ArgumentList (Join-Path -Path $LogFolder -ChildPath $name)
-      if ($file.Exists) { $file }
+    if ($null -eq $indent) { $indent = $line.Length - $line.TrimStart().Length }
+    if ($line -cmatch ('^ {' + $indent + '}(?::?(?<key>\w+)|:?(["''])(?<key>\w+)\1)\s*:(?:\s+(?<value>.*))?$')) {
+      $key = $Matches['key']
+      $found[$key] = "$($Matches['value'])"
     }
-    $newest = $logs | Sort-Object -Property LastWriteTimeUtc | Select-Object -Last 1
-    $errors = Get-Content -LiteralPath $newest.FullName -Tail 400 | Where-Object { $_ -cmatch 'ERROR|WARN|FATAL' } | Select-Object -Last 2
-    ($errors | ForEach-Object { $_.Substring(0, [Math]::Min($_.Length, 250)) }) -join ' '
-  }
-  catch { 'the log cannot be read' }
-}
-
-# ---- the agent, as Windows has it --------------------------------------------------------------------------------------------------------------------------
-
-# Asks up to three times: the management service is known to fail a single question under load.
-function Read-Cim($Class, $Filter) {
-  for ($try = 1; $true; $try++) {
-    try { return Get-CimInstance -ClassName $Class -Filter $Filter -OperationTimeoutSec ([int](Get-AtMost $QueryLimit)) }
-    catch { if ($try -ge 3) { throw } }
-    Start-Sleep -Seconds $LookEvery
-  }
-}
-
-function Get-AgentService { Read-Cim 'Win32_Service' "Name='$ServiceName'" }
-function Get-Processes { Read-Cim 'Win32_Process' 'ProcessId >= 0' }
-
-# A process id together with the moment of its creation: Windows gives an id to another process soon. The moment is only compared with itself.
-function Get-Identity($Process) {
-  if ($null -eq $Process.CreationDate) { return '' + $Process.ProcessId }
-  '' + $Process.ProcessId + '/' + $Process.CreationDate.ToFileTimeUtc()
-}
-
-# The service's process and those it started that are the agent too: v1 is packed Ruby, so there may be a ruby.exe below it. Hooks are below it as well while
-# they run, and are not the agent. An application that a hook left behind hangs below a process that is gone, and so is not found.
-function Get-AgentProcesses($ServiceProcessId) {
-  if ($ServiceProcessId -eq 0) { return }
-  $all = @(Get-Processes)
-  $found = @($all | Where-Object { $_.ProcessId -eq $ServiceProcessId })
-  if ($found.Count -eq 0) { return }
-  $names = $found[0].Name, 'ruby.exe'
-  for ($next = 0; $next -lt $found.Count; $next++) {
-    $parent = $found[$next]
-    # A child that is older than its parent is the child of an earlier process with the same id.
-    $found += @($all | Where-Object { $_.ParentProcessId -eq $parent.ProcessId -and $_.ProcessId -ne $parent.ProcessId -and
-        $names -contains $_.Name -and $_.CreationDate -ge $parent.CreationDate })
+    elseif ($key -ne '' -and $line -match ('^ {' + $indent + '}(\s|- )')) { $found[$key] += "`n$line" }
+    else { throw "conf.yml cannot be read for certain: $line" }
   }
   $found
 }
 
-# What runs at the moment: the service's state, the identity of its process, of all processes of the agent, and their working sets.
-function Get-Agent {
-  $service = Get-AgentService
-  $agent = @{ State = 'gone'; ProcessId = 0; Identity = ''; Processes = @(); MemoryKiB = 0 }
-  if ($null -eq $service) { return $agent }
-  $agent.State = $service.State
-  $agent.ProcessId = $service.ProcessId
-  foreach ($process in @(Get-AgentProcesses $service.ProcessId)) {
-    $agent.Processes += Get-Identity $process
-    $agent.MemoryKiB += [long]($process.WorkingSetSize / 1024)
-    if ($process.ProcessId -eq $service.ProcessId) { $agent.Identity = Get-Identity $process }
+# One value of it.
+function Get-Configured($Configuration, $Key, $Otherwise) {
+  $text = "$($Configuration[$Key])"
+  if ($text -cmatch "^'((?:[^'\n]|'')*)'\s*(?:#[^\n]*)?$") { return $Matches[1].Replace("''", "'") }
+  if ($text -cmatch '^"((?:[^"\\\n]|\\[\\/"])*)"\s*(?:#[^\n]*)?$') { return $Matches[1] -replace '\\(.)', '$1' }
+  $plain = ($text -creplace '(^|\s+)#[^\n]*$', '').Trim()
+  if ($plain -ceq '' -or $plain -ceq '~' -or $plain -ceq 'null') { return $Otherwise }
+  if ($plain -cmatch '^[&*!|>%@`{}\[\],"'']|^[-?:](\s|$)|:(\s|$)|\n') { throw "conf.yml: the value of $Key cannot be read for certain: $text" }
+  $plain
+}
+
+# Where a configured path may be: a relative one is below ProgramData, as v1 reads it, or below the folder in which v2's service runs.
+function Get-Places($Path) {
+  $plain = Get-PlainPath $Path
+  if ([System.IO.Path]::IsPathRooted($plain)) { return $plain }
+  [System.IO.Path]::Combine($ProgramData, $plain)
+  [System.IO.Path]::Combine((Get-Folder 'System'), $plain)
+}
+
+function Read-Installation {
+  $script:ProgramData = Get-Folder 'CommonApplicationData'
+  $script:AgentFolder = [System.IO.Path]::Combine($ProgramData, 'Amazon', 'CodeDeploy')
+  $configuration = Read-Configuration
+  $tracking = Get-Configured $configuration 'ongoing_deployment_tracking' 'ongoing-deployment'
+  $script:Tracking = @(Get-Places (Get-Configured $configuration 'root_dir' $AgentFolder) | ForEach-Object { [System.IO.Path]::Combine($_, $tracking) })
+  $script:LogFolders = @(Get-Places (Get-Configured $configuration 'log_dir' ([System.IO.Path]::Combine($AgentFolder, 'log'))))
+  $script:ProgramName = Get-Configured $configuration 'program_name' 'codedeploy-agent'
+  # v1 writes of its polls into another file then.
+  $script:WireLog = (Get-Configured $configuration 'log_aws_wire' 'false') -eq 'true'
+  $script:DrainSeconds = [Math]::Min(86400, (Read-Number (Get-Configured $configuration 'kill_agent_max_wait_time_seconds' '') 7200))
+  $file = [System.IO.Path]::Combine($AgentFolder, '.version')
+  if ([System.IO.File]::Exists($file) -and [System.IO.File]::ReadAllText($file) -match 'agent_version:\s*(\S+)') { $script:Version = $Matches[1] }
+}
+
+# ---- the agent, as Windows has it --------------------------------------------------------------------------------------------------------------------------
+
+# A process id together with the moment of its creation: Windows gives an id to another process soon. The moment is only compared with itself.
+function Get-Identity($Process) {
+  if ($null -eq $Process.CreationDate) { return "$($Process.ProcessId)" }
+  "$($Process.ProcessId)/$($Process.CreationDate.ToFileTimeUtc())"
+}
+
+# The service's process and those it started that are the agent too: v1 is packed Ruby, so there may be a ruby.exe or rubyw.exe below it. Hooks are below it as
+# well while they run, and are not the agent. An application that a hook left behind hangs below a process that is gone, and so is not found.
+function Get-AgentProcesses($All, $ServiceProcessId) {
+  $found = @($All | Where-Object { $_.ProcessId -eq $ServiceProcessId })
+  if ($found.Count -eq 0) { return }
+  $names = $found[0].Name, 'ruby.exe', 'rubyw.exe'
+  for ($next = 0; $next -lt $found.Count; $next++) {
+    $parent = $found[$next]
+    # A child that is older than its parent is the child of an earlier process with the same id.
+    $found += @($All | Where-Object { $_.ParentProcessId -eq $parent.ProcessId -and $_.ProcessId -ne $parent.ProcessId -and
+        $names -contains $_.Name -and ($null -eq $_.CreationDate -or $_.CreationDate -ge $parent.CreationDate) })
   }
-  $agent
+  $found
+}
+
+# What runs at the moment: the service's state, and of its agent the process id and the moment of creation, all processes and their working sets. No service, or one
+# that runs in no process that Windows lists, is asked about again: an empty answer is none.
+function Get-Agent {
+  for ($try = 1; $true; $try++) {
+    $agent = @{ State = 'gone'; StartMode = ''; ProcessId = 0; Identity = ''; Ids = @(); Processes = @(); MemoryKiB = 0; Created = $null; IsV2 = $false }
+    $service = Get-Answer { Get-ServiceRecord }
+    if ($null -eq $service) {
+      if ($try -ge 3) { return $agent }
+      Wait-Seconds 1
+      continue
+    }
+    $agent.State = $service.State
+    $agent.StartMode = $service.StartMode
+    $agent.ProcessId = $service.ProcessId
+    $agent.IsV2 = "$($service.PathName)" -match '\srun-as-service'
+    $script:Program = Get-Executable $service.PathName
+    if ($service.ProcessId -eq 0) { return $agent }
+    foreach ($process in @(Get-AgentProcesses @(Get-Processes) $service.ProcessId)) {
+      $identity = Get-Identity $process
+      $agent.Ids += $process.ProcessId
+      $agent.Processes += $identity
+      $agent.MemoryKiB += [long]($process.WorkingSetSize / 1024)
+      if ($process.ProcessId -eq $service.ProcessId) {
+        $agent.Identity = $identity
+        $agent.Created = $process.CreationDate
+      }
+    }
+    foreach ($identity in $agent.Processes) { if ($Seen -cnotcontains $identity) { $script:Seen += $identity } }
+    if ($agent.Identity -like '*/*' -or ($try -ge 3 -and $agent.Identity -ne '')) { return $agent }
+    if ($try -ge 3) { throw "Windows does not list process $($service.ProcessId) of the service $ServiceName, which is $($service.State)" }
+    Wait-Seconds 1
+  }
+}
+
+# Waits for the end of the agents that ran before; gives their processes that stay. Nobody waits where another agent runs already, unless he is to be proven alone.
+function Wait-ForSurvivors($BesideAnother) {
+  $end = (Get-Now) + (Get-AtMost $SurvivorLimit)
+  while ($true) {
+    $agent = Get-Agent
+    $alive = @(Get-Processes | ForEach-Object { Get-Identity $_ })
+    $survivors = @($Seen | Where-Object { $alive -ccontains $_ -and $agent.Processes -cnotcontains $_ })
+    if ($survivors.Count -eq 0 -or (Get-Now) -ge $end -or ($agent.ProcessId -ne 0 -and -not $BesideAnother)) { return $survivors }
+    Wait-Seconds 1
+  }
+}
+
+# ---- what the agent's log tells ----------------------------------------------------------------------------------------------------------------------------
+
+# The end of a file in the log folder; nothing when it cannot be read.
+function Get-LogLines($Name) {
+  foreach ($folder in $LogFolders) {
+    try { $tail = Read-Tail ([System.IO.Path]::Combine($folder, $Name)) } catch { $tail = $null }
+    if ($null -ne $tail) { return $tail.Lines }
+  }
+}
+
+function Get-LogName($Agent) { if ($Agent.IsV2) { "$ProgramName.log" } else { 'codedeploy-agent-log.txt' } }
+
+# The last errors, for the detail of a failure.
+function Get-LastErrors($Agent) {
+  $errors = @(Get-LogLines (Get-LogName $Agent) | Select-Object -Last 40 | Where-Object { $_ -cmatch 'ERROR|FATAL' } | Select-Object -Last 2)
+  # What v2 could not even log, as with a configuration that it cannot read.
+  if ($errors.Count -eq 0 -and $Agent.IsV2) { $errors = @(Get-LogLines 'service-bootstrap.log' | Where-Object { $_ -ne '' } | Select-Object -Last 1) }
+  if ($errors.Count -eq 0) { return '; its log tells no error' }
+  '; log: ' + (@($errors | ForEach-Object { $_.Substring(0, [Math]::Min($_.Length, 250)) }) -join ' ')
+}
+
+# What the log tells of this agent's polls: Heard is 'good', 'bad' with the number of Errors since and the last one's Text, 'none', 'ending' or 'unknown'.
+#
+# v1 writes each poll that CodeDeploy answered, with the process's number, in local time. v2 writes none of these, but that its worker has entered its polling
+# loop, after credentials, region and TLS, and each poll that failed; no number, UTC. Times are compared with the newest one in the log; an agent that is left
+# alone must have polled within $Recent. Errors of hooks mean nothing here.
+function Read-Polls($Agent) {
+  $polls = @{ Heard = 'unknown'; Errors = 0; Text = '' }
+  $lines = @(Get-LogLines (Get-LogName $Agent))
+  $today = Get-TimeOfDay
+  $created = $Agent.Created
+  if ($null -ne $created) { $created = $created.ToUniversalTime() }
+  # The clock was set back since.
+  if ($null -ne $created -and $created -gt $today) { $created = $null }
+  # The line of a worker that is older than its checks can take may have been rotated away.
+  $entered = $Agent.IsV2 -and $null -ne $created -and ($today - $created).TotalSeconds -gt 60
+  if (-not $Agent.IsV2) {
+    $today = $today.ToLocalTime()
+    if ($null -ne $created) { $created = $created.ToLocalTime() }
+    # The hour that is had twice when summer time ends.
+    if ($null -ne $created -and [TimeZoneInfo]::Local.IsAmbiguousTime($created)) { $created = $null }
+  }
+  $number = '\((?:' + ($Agent.Ids -join '|') + ')\)\]: '
+  $known = $false
+  $ours = $entered
+  $at = $null; $good = $null; $failed = $null; $asked = $false
+  $failures = 0; $tries = 0
+  foreach ($line in $lines) {
+    if ($line -cmatch '^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)') {
+      $stamp = "$($Matches[1]) $($Matches[2])" -as [DateTime]
+      if ($null -ne $stamp) { $at = $stamp }
+    }
+    # An earlier process may have had the same number.
+    if ($null -ne $at -and $null -ne $created -and $at -lt $created.AddSeconds(-2)) { continue }
+    # The report of a failed hook, with what that hook printed.
+    if ($line -clike '*put_host_command_complete(*') { continue }
+    if ($Agent.IsV2) {
+      if ($line -cmatch ' Worker (\d+) (starting|entering polling loop)') {
+        $ours = $Agent.Ids -contains [long]$Matches[1]
+        $entered = $ours -and $Matches[2] -ceq 'entering polling loop'
+        $failures = 0; $tries = 0; $asked = $false
+      }
+      if (-not $ours) { continue }
+    }
+    elseif ($line -cnotmatch $number) { continue }
+    $known = $true
+    if ($line -cmatch '\[Aws::CodeDeployCommand::Client 200 .*\] poll_host_command') { $good = $at; $failures = 0; $tries = 0 }
+    elseif ($line -cmatch 'CommandPoller: (Missing credentials|Cannot reach InstanceService|Network error)|error during start or run|failed to run as the connection') {
+      $failures++; $failed = $at; $polls.Text = $line
+    }
+    elseif ($line -clike '*Error polling for host commands*') {
+      $tries++; $failed = $at
+      if ($failures -lt $tries) { $polls.Text = $line }
+    }
+    elseif ($line -cmatch 'stopping the agent|Polling loop stopped') { $asked = $true }
+  }
+  if ($null -eq $at) { return $polls }
+  $isNew = [Math]::Abs(($today - $at).TotalSeconds) -le $Recent
+  $polls.Errors = [Math]::Max($failures, $tries)
+  $polls.Text = $polls.Text -creplace '^\S+ \w+ +\[[^\]]*\]: (InstanceAgent::Plugins::CodeDeployPlugin::CommandPoller: )?', ''
+  if (-not $isNew -or ($null -ne $failed -and ($at - $failed).TotalSeconds -gt $Recent)) { $polls.Errors = 0 }
+  if ($asked) { $polls.Heard = 'ending' }
+  elseif ($polls.Errors -gt 0) { $polls.Heard = 'bad' }
+  elseif ($entered -or ($null -ne $good -and $isNew -and ($at - $good).TotalSeconds -le $Recent)) { $polls.Heard = 'good' }
+  elseif ($known -and ($Agent.IsV2 -or -not $WireLog)) { $polls.Heard = 'none' }
+  $polls
 }
 
 # ---- what must not be disturbed ----------------------------------------------------------------------------------------------------------------------------
 
-# A lifecycle event runs: the agent keeps a file for it. It ignores files older than a day, by the same clock of the same host, and so does this. A file that
-# vanishes in between counts as written in 1601.
+# A lifecycle event runs: the agent keeps a file for it. It ignores files older than a day, by the same clock of the same host, and so does this. What an agent
+# left that has died in one does not count. Whether the agent is younger than the file is not asked: Windows knows only the time of day of both, which is set at boot.
 function Get-LifecycleEvent {
-  if (-not [System.IO.Directory]::Exists($Tracking)) { return '' }
-  foreach ($file in [System.IO.Directory]::GetFiles($Tracking, '*', [System.IO.SearchOption]::AllDirectories)) {
-    if ([System.IO.File]::GetLastWriteTimeUtc($file) -gt [DateTime]::UtcNow.AddDays(-1)) { return [System.IO.Path]::GetFileName($file) }
+  foreach ($folder in $Tracking) {
+    foreach ($file in @(Get-Answer { Get-FilesBelow $folder })) {
+      if ($file.Written -gt (Get-TimeOfDay).AddDays(-1) -and (Get-Agent).Identity -ne '') { return $file.Name }
+    }
   }
   ''
 }
 
-# An installation is being carried out. Not by the processes: the Windows Installer's own msiexec.exe stays for minutes after its work. Windows Installer
-# holds this mutex while it executes an installation, and only then (Microsoft, "_MSIExecute Mutex").
-function Test-InstallationInProgress {
-  $mutex = $null
-  try {
-    $mutex = [System.Threading.Mutex]::OpenExisting('Global\_MSIExecute')
-    if (-not $mutex.WaitOne(0)) { return $true }
-  }
-  catch {
-    $cause = $_.Exception.GetBaseException()
-    if ($cause -is [System.Threading.WaitHandleCannotBeOpenedException]) { return $false }
-    # It exists and may not be opened; anything else but an owner that died is no answer at all.
-    if ($cause -is [System.UnauthorizedAccessException]) { return $true }
-    if ($cause -isnot [System.Threading.AbandonedMutexException]) { throw }
-  }
-  # It was free and is now ours: it must be given back at once.
-  $mutex.ReleaseMutex()
-  $mutex.Dispose()
-  $false
+# Who installs something, the agent itself included; empty when nobody does. Windows Installer's own msiexec.exe stays for minutes after its work, so it counts
+# only with the agent's package on its command line; the mutex is held while an installation is executed, and only then (Microsoft, "_MSIExecute Mutex").
+function Get-Installer {
+  if (Test-MutexHeld $InstallerName) { return 'Windows Installer' }
+  $installers = @(Get-Processes | Where-Object { $_.Name -like 'codedeploy-agent-updater*' -or
+      ($_.Name -eq 'msiexec.exe' -and "$($_.CommandLine)" -match 'codedeploy') })
+  if ($installers.Count -gt 0) { return "$($installers[0].Name) ($($installers[0].ProcessId))" }
+  ''
 }
-
-# The agent is being installed or updated, in the part of it that is not executed by Windows Installer yet, or any more. Windows Installer's idle service
-# has the command line `msiexec.exe /V`, without a package.
-function Test-AgentUpdateInProgress {
-  $installers = @(Read-Cim 'Win32_Process' "Name='msiexec.exe' OR Name LIKE 'codedeploy-agent-updater%'" |
-      Where-Object { $_.Name -ne 'msiexec.exe' -or "$($_.CommandLine)" -match 'codedeploy' })
-  $installers.Count -gt 0
-}
-
-function Test-UpdateInProgress { (Test-InstallationInProgress) -or (Test-AgentUpdateInProgress) }
 
 function Wait-UntilQuiet {
   $looks = 0
   while ($looks -lt $QuietLooks) {
     $lifecycleEvent = Get-LifecycleEvent
-    $update = Test-UpdateInProgress
-    if ($lifecycleEvent -eq '' -and -not $update) { $looks++ }
+    $installer = Get-Installer
+    if ($lifecycleEvent -eq '' -and $installer -eq '') { $looks++ }
     else {
       $looks = 0
       if ((Get-Now) -ge $PatienceEnd) {
         if ($lifecycleEvent -ne '') { Complete-Run 20 'busy' "a lifecycle event of $lifecycleEvent still runs after $BusyWaitSeconds s" }
-        Complete-Run 21 'update-running' "an installation still runs after $BusyWaitSeconds s"
+        Complete-Run 21 'update-running' "$installer still installs something after $BusyWaitSeconds s"
       }
     }
-    if ($looks -lt $QuietLooks) { Start-Sleep -Seconds $LookEvery }
+    if ($looks -lt $QuietLooks) { Wait-Seconds $LookEvery }
+  }
+}
+
+# ---- the lock: one run at a time on this host --------------------------------------------------------------------------------------------------------------
+
+function Enter-Lock {
+  while (-not (Enter-Mutex $LockName)) {
+    if ((Get-Now) -ge $PatienceEnd) { Complete-Run 22 'restart-running' "another restart holds the lock after $BusyWaitSeconds s" }
+    Wait-Seconds 1
   }
 }
 
 # ---- the follow-up: who starts the service after a stop that outlasts this script ----------------------------------------------------------------------------
 
-# Windows knows a stop, but no restart: an agent that drains for longer than this script waits, or than this script lives, would stay stopped, and the rest
-# of the running deployment would fail on it. So a process of its own waits for the stop and starts the service. It starts nothing before the service has
-# been stopped for 10 s, since this script does so earlier; it ends when another agent runs, when it is told to, and after the two hours that an agent drains
-# at most. Its event is there as long as it is. It ends at once if the run that wants it is gone already, and so is its lock.
-#
-# It is handed over as one line between double quotes, so it holds neither comments nor double quotes, and each statement ends with a semicolon.
-$FollowUp = {
-  param($OldProcessId);
-  $null = [System.Threading.Mutex]::OpenExisting('Global\codedeploy-agent-restart');
-  $cancelled = New-Object System.Threading.EventWaitHandle($false, 'ManualReset', 'Global\codedeploy-agent-restart-follow-up');
-  $stopped = 0;
-  for ($look = 0; $look -lt 3900 -and $stopped -lt 5; $look++) {
-    if ($cancelled.WaitOne(2000)) { exit 0 };
-    $service = Get-CimInstance -ClassName Win32_Service -Filter 'Name=''codedeployagent''';
-    if ($service.State -eq 'Stopped') { $stopped++ } else { $stopped = 0 };
-    if ($service.ProcessId -gt 0 -and $service.ProcessId -ne $OldProcessId) { exit 0 };
-  };
-  if ($stopped -ge 5) { & ($env:SystemRoot + '\System32\sc.exe') start codedeployagent };
+# Windows knows a stop, but no restart: an agent that drains for longer than this script waits, or than this script lives, would stay stopped, and the rest of
+# the running deployment would fail on it. So this script runs once more, hidden, as a process that waits for the stop and starts the service. It does so only
+# when the stop was asked for, and the run that asked is over or was killed. It asks the service control manager, never the management service.
+
+function New-FollowUp($Arguments) {
+  $run, $old, $seconds = $Arguments
+  $state = @{ Run = [int]$run; Old = [int]$old; Ends = (Get-Now) + [long]$seconds + $DrainMargin; Asked = "$FollowUpName-$run"; Starts = 0; StoppedAt = $null }
+  # From here on these numbers stay theirs.
+  $null = Test-Alive $state.Run
+  $null = Test-Alive $state.Old
+  New-Signal $state.Asked
+  New-Signal $FollowUpName
+  $state
 }
 
-# A follow-up is at work. Not to be allowed to open its event is a proof of it, too.
-function Test-FollowUp {
+# One look. Gives whether the follow-up is over.
+function Step-FollowUp($State) {
+  if ((Get-Now) -ge $State.Ends) { return $true }
+  $runs = Test-Alive $State.Run
   try {
-    # An open handle would keep the event when its process has ended.
-    [System.Threading.EventWaitHandle]::OpenExisting($FollowUpName).Dispose()
-    $true
+    $service = Get-ServiceState
+    if ($service -eq '') { return $true }
+    # Nothing was asked yet: without its run, which has the lock, nobody needs it, nor when somebody else stops the service.
+    if (-not (Test-SignalSet $State.Asked)) { return -not $runs -or $service -eq 'Stopped' -or -not (Test-MutexHeld $LockName) }
+    # v2 stays Running until it has drained. In another process it is somebody else's start.
+    if ($service -eq 'Running') { return -not (Test-Alive $State.Old) }
+    if ($service -ne 'Stopped') { $State.StoppedAt = $null } elseif ($null -eq $State.StoppedAt) { $State.StoppedAt = Get-Now }
+    if ($runs -or $service -ne 'Stopped' -or (Test-MutexHeld $InstallerName)) { return $false }
+    # v1's process outlives its service by some seconds.
+    if ((Test-Alive $State.Old) -and (Get-Now) - $State.StoppedAt -lt $SurvivorLimit) { return $false }
+    $code = Send-ServiceOrder 'start'
+    # 1056: the old process has not ended yet.
+    if ($code -ne 1056) { $State.Starts++ }
+    # 1058, 1060, 1072: somebody disabled the service, or removes it.
+    (1058, 1060, 1072) -contains $code -or $State.Starts -ge 20
   }
-  catch {
-    $cause = $_.Exception.GetBaseException()
-    if ($cause -is [System.Threading.WaitHandleCannotBeOpenedException]) { return $false }
-    if ($cause -isnot [System.UnauthorizedAccessException]) { throw }
-    $true
-  }
+  catch { $false }
 }
 
-# Started through the shell (as Start-Process does without redirection), it inherits no handle: Systems Manager would wait for the end of one that holds its
-# output. When Systems Manager kills this script, it kills this process alone.
-function Start-FollowUp {
-  $text = $FollowUp.ToString() -replace '\s*\r?\n\s*', ' '
-  $arguments = '-NoProfile -NonInteractive -Command "& {' + $text + '} ' + $Old.ProcessId + '"'
-  Start-Process -FilePath (Join-Path -Path $PSHOME -ChildPath 'powershell.exe') -ArgumentList $arguments -WindowStyle Hidden
+function Invoke-FollowUp($Arguments) {
+  $state = New-FollowUp $Arguments
+  $script:Deadline = $state.Ends - $Began
+  do { Wait-Seconds $LookEvery } until ((Test-SignalSet $FollowUpName) -or (Step-FollowUp $state))
+}
+
+# Our follow-up is seen to live.
+function Test-FollowUp { $FollowUpIsOurs -and (Test-Signal $AskedName) }
+
+# Gives whether it has come up: a policy, or a security product, may forbid it.
+function Start-FollowUp($ProcessId) {
+  try { Start-FollowUpProcess "$(Get-OwnId) $ProcessId $DrainSeconds" } catch { return $false }
   $script:FollowUpIsOurs = $true
   $end = (Get-Now) + (Get-AtMost $FollowUpLimit)
   while (-not (Test-FollowUp)) {
-    if ((Get-Now) -ge $end) {
-      Complete-Run 12 'preflight-failed' 'the agent was left alone: the process that would start it after a long stop does not come up'
-    }
-    Start-Sleep -Milliseconds 500
+    if ((Get-Now) -ge $end) { return $false }
+    Wait-Seconds 0.5
   }
+  $true
 }
 
 # Only our own: that of an earlier run still has its service to start.
 function Stop-FollowUp {
   if (-not $FollowUpIsOurs) { return }
-  try { $null = [System.Threading.EventWaitHandle]::OpenExisting($FollowUpName).Set() } catch { return }
+  $script:FollowUpIsOurs = $false
+  try { Set-Signal $FollowUpName } catch { return }
 }
 
-# An earlier run's stop, or anybody's, is still under way. The state alone does not tell: v2 stays Running until it has drained.
+# The service stops, and this run does not wait for it. Says who starts it, which has to be seen.
+function Complete-Draining($Why, $ProcessId) {
+  if ((Test-FollowUp) -or (Start-FollowUp $ProcessId)) {
+    Set-Signal $AskedName
+    Complete-Run 34 'draining' "${Why}; a new agent starts when it has stopped"
+  }
+  Complete-Run 34 'draining' "${Why}; nothing starts it when it has stopped: start the service $ServiceName then"
+}
+
+# An earlier run's stop, or anybody's, is still under way. The state alone does not tell: v2 stays Running until it has drained. A stop that never ends is a known
+# deadlock in the service library of v1.
 function Wait-ForPendingStop {
-  while ((Test-FollowUp) -or (Get-AgentService).State -eq 'Stop Pending') {
-    if ((Get-Now) -ge $PatienceEnd) { Complete-Run 34 'draining' 'an earlier stop still waits for the agent to finish a lifecycle event' }
-    Start-Sleep -Seconds $LookEvery
+  while ($true) {
+    $agent = Get-Agent
+    if ($agent.State -eq 'gone') { Complete-Uninstalled }
+    $stops = $agent.State -eq 'Stop Pending'
+    if (-not $stops -and -not (Test-Signal $FollowUpName)) { return }
+    $seconds = Get-SecondsSince 'Stopping' $agent.Identity
+    if ($stops -and $null -eq $seconds) { Set-Mark 'Stopping' "$($agent.Identity) $([long][Math]::Floor((Get-Now)))" }
+    if ($stops -and $null -ne $seconds -and $seconds -gt $DrainSeconds + $DrainMargin) {
+      $script:MemoryBefore = $agent.MemoryKiB
+      $script:MemoryAfter = $agent.MemoryKiB
+      Complete-Run 33 'agent-unhealthy' ("the service has been stopping for $([long]$seconds) s, longer than its agent may drain: end process " +
+        "$($agent.ProcessId) (taskkill /F /PID $($agent.ProcessId)), then start the service")
+    }
+    if ((Get-Now) -ge $PatienceEnd) {
+      if (Test-Signal $FollowUpName) { Complete-Run 34 'draining' 'an earlier run asked the agent to stop, and it still finishes a lifecycle event; a new agent starts then' }
+      Complete-Draining 'somebody asked the service to stop, and its agent still finishes a lifecycle event' $agent.ProcessId
+    }
+    Wait-Seconds $LookEvery
   }
 }
 
-# ---- the decisions -----------------------------------------------------------------------------------------------------------------------------------------
+# ---- the proof ---------------------------------------------------------------------------------------------------------------------------------------------
 
 # Windows keeps of a process only the time of day at which it was created, and that clock is set at boot and by whoever likes to. So the age is not computed
 # from it. Two upper bounds are, by the clock that nobody can set: nothing is older than the boot, and an agent that an earlier run of this script started
 # is no older than the mark which that run left. Any other agent counts as old: a needless restart, never a stale agent called fresh.
-function Get-GreatestAge($Agent) {
-  $age = $Began
-  $marked = Get-StartMark $Agent.Identity
-  if ($null -ne $marked) { $age = [Math]::Min($age, $Began - $marked) }
-  $age
-}
-
-# The agent started at or after the deployment ended: its age when this script began is at most the time between the deployment's end and the sending, both by
-# the function's clock. No two machines' clocks are compared. A late delivery only makes an agent look older than it is.
+#
+# Fresh: its age when this script began is at most the time between the deployment's end and the sending, both by clocks of AWS's. No two machines' clocks are
+# compared. A late delivery only makes an agent look older than it is.
 function Test-Fresh($Agent) {
   if ($null -eq $TriggeredAt -or $null -eq $SentAt) { return $false }
-  (Get-GreatestAge $Agent) -le ($SentAt - $TriggeredAt)
-}
-
-# When this process was started by a run of this script, in seconds since boot; nothing when it was not, or when that cannot be known.
-function Get-StartMark($Identity) {
-  try {
-    $key = [Microsoft.Win32.Registry]::LocalMachine.OpenSubKey($MarkKey)
-    if ($null -eq $key -or $key.GetValue('Process') -cne $Identity) { return $null }
-    [long]$key.GetValue('Ticks') / [double][System.Diagnostics.Stopwatch]::Frequency
-  }
-  catch { $null }
-}
-
-# Without the mark the next run would restart the agent once more, so a failure here is none of the restart.
-function Set-StartMark($Identity, $Ticks) {
-  try {
-    $key = [Microsoft.Win32.Registry]::LocalMachine.CreateSubKey($MarkKey, [Microsoft.Win32.RegistryKeyPermissionCheck]::Default,
-      [Microsoft.Win32.RegistryOptions]::Volatile)
-    $key.SetValue('Ticks', "$Ticks")
-    $key.SetValue('Process', $Identity)
-    $key.Close()
-  }
-  catch { return }
+  $age = $Began
+  $started = Get-SecondsSince 'Started' $Agent.Identity
+  if ($null -ne $started) { $age = [Math]::Min($age, $Began - ((Get-Now) - $started)) }
+  $age -le $SentAt - $TriggeredAt
 }
 
 function Test-Small($Agent) { $MinMemoryMiB -gt 0 -and $Agent.MemoryKiB -lt $MinMemoryMiB * 1024 }
 
-# The service runs, in a process other than $Except, and the process stays the same for $Stable seconds. Gives nothing if so, else what is wrong.
-function Get-Disproof($Except) {
-  $end = (Get-Now) + (Get-AtMost $ReadyLimit)
-  $agent = Get-Agent
-  while ($agent.State -ne 'Running' -or $agent.Identity -eq '' -or $agent.Identity -ceq $Except) {
-    if ((Get-Now) -ge $end) { return Get-UnreadyDisproof $agent $Except }
-    Start-Sleep -Seconds 1
-    $agent = Get-Agent
-  }
-  $first = $agent.Identity
-  $end = (Get-Now) + $Stable
-  while ((Get-Now) -lt $end) {
-    Start-Sleep -Seconds 1
-    $agent = Get-Agent
-    if ($agent.State -eq 'Stopped' -or $agent.State -eq 'gone') {
-      return New-Disproof 32 'agent-down' "the agent ended after the start; log: $(Get-LastErrors)"
-    }
-    if ($agent.State -ne 'Running' -or $agent.Identity -cne $first) {
-      return New-Disproof 33 'agent-unhealthy' "the agent does not stay (the service is $($agent.State)); log: $(Get-LastErrors)"
-    }
-  }
-}
-
-function Get-UnreadyDisproof($Agent, $Except) {
-  if ($Agent.State -eq 'Running' -and $Agent.Identity -ceq $Except) {
-    return New-Disproof 31 'old-agent-survived' "process $($Agent.ProcessId) still runs: the restart did nothing to it"
-  }
-  if ($Agent.State -eq 'Stopped' -or $Agent.State -eq 'gone') {
-    return New-Disproof 32 'agent-down' "the service does not run; log: $(Get-LastErrors)"
-  }
-  New-Disproof 33 'agent-unhealthy' "the service is $($Agent.State); log: $(Get-LastErrors)"
-}
-
 function New-Disproof($Code, $Result, $Detail) { @{ Code = $Code; Result = $Result; Detail = $Detail } }
 
-# Ends with the result if the agent is healthy, else with what is wrong.
-function Complete-Proven($Result, $Disproof) {
-  $script:MemoryAfter = (Get-Agent).MemoryKiB
-  if ($null -ne $Disproof) { Complete-Run $Disproof.Code $Disproof.Result $Disproof.Detail }
-  Complete-Run 0 $Result ''
+# The service runs, in none of the processes $Replaced, in the same one for $Stable seconds, and CodeDeploy hears it. Whoever else restarts it meanwhile is looked
+# through: the newer one is proven. Gives nothing if so, else what is wrong; $Unproven says what could not be seen.
+function Get-Disproof($Replaced) {
+  $end = (Get-Now) + (Get-AtMost $ReadyLimit)
+  $watched = ''
+  $changes = 0
+  $since = 0
+  $goodSince = $null
+  while ($true) {
+    $agent = Get-Agent
+    $script:MemoryAfter = $agent.MemoryKiB
+    $now = Get-Now
+    if ($agent.State -eq 'Stopped' -or $agent.State -eq 'gone') { return New-Disproof 32 'agent-down' "the service does not run$(Get-LastErrors $agent)" }
+    if ($agent.State -ne 'Running' -or $Replaced -ccontains $agent.Identity) {
+      if ($now -ge $end) { return Get-UnreadyDisproof $agent }
+    }
+    else {
+      if ($agent.Identity -cne $watched) {
+        $watched = $agent.Identity
+        $since = $now
+        $goodSince = $null
+        $changes++
+        $end = $now + (Get-AtMost $ReadyLimit)
+      }
+      if ($changes -gt $StartAttempts) { return New-Disproof 33 'agent-unhealthy' "the agent does not stay, and is started again and again$(Get-LastErrors $agent)" }
+      $polls = Read-Polls $agent
+      if ($polls.Heard -ne 'good') { $goodSince = $null } elseif ($null -eq $goodSince) { $goodSince = $now }
+      $disproof = Get-PollDisproof $agent $polls ($now - $since) $goodSince
+      if ($null -ne $disproof) {
+        if ($disproof.Code -eq 0) { return }
+        return $disproof
+      }
+    }
+    if ($now -ge $Began + $Deadline) { return New-Disproof 33 'agent-unhealthy' "the time was over before the agent was proven healthy$(Get-LastErrors $agent)" }
+    Wait-Seconds $LookEvery
+  }
+}
+
+# What is to be said after so many seconds in one process; nothing while that is open; code 0 when it is healthy.
+function Get-PollDisproof($Agent, $Polls, $Seconds, $GoodSince) {
+  $script:Unproven = ''
+  if ($Seconds -lt $Stable) { return }
+  $healthy = New-Disproof 0 '' ''
+  $late = $Seconds -ge $ProofLimit
+  if ($Polls.Heard -eq 'good') {
+    # v1's poll was answered. v2's is under way.
+    if (-not $Agent.IsV2 -or (Get-Now) - $GoodSince -ge $Stable) { return $healthy }
+  }
+  elseif ($Polls.Heard -eq 'unknown') {
+    $script:Unproven = "no poll was seen: no log tells of this agent in $($LogFolders -join ', ')"
+    if ($Seconds -ge $BlindLimit) { return $healthy }
+  }
+  elseif ($Polls.Heard -eq 'bad') {
+    # After one bad poll v2 says nothing of the good ones that followed.
+    if ($late -and $Agent.IsV2 -and $Polls.Errors -eq 1) { return $healthy }
+    if ($late -or $Polls.Errors -gt 1) { return New-Disproof 33 'agent-unhealthy' "CodeDeploy does not hear the agent; log: $($Polls.Text)" }
+  }
+  elseif ($late -and $Polls.Heard -eq 'ending') { return New-Disproof 34 'draining' 'somebody else has asked the agent to stop, and it still finishes' }
+  elseif ($late) { return New-Disproof 33 'agent-unhealthy' "the service runs, but no poll of its agent ended within $([long]$Seconds) s$(Get-LastErrors $Agent)" }
+}
+
+function Get-UnreadyDisproof($Agent) {
+  if ($Agent.State -eq 'Running') { return New-Disproof 31 'old-agent-survived' "process $($Agent.ProcessId) still runs: the restart did nothing to it" }
+  if ($Agent.State -eq 'Stop Pending') { return New-Disproof 34 'draining' 'somebody else has asked the service to stop, and its agent still finishes' }
+  New-Disproof 33 'agent-unhealthy' "the service is $($Agent.State)$(Get-LastErrors $Agent)"
+}
+
+# Ends with the result if the agent is healthy, else with what is wrong. Where nothing runs it is started once more.
+function Complete-Proven($Result, $Replaced) {
+  for ($deaths = 1; $true; $deaths++) {
+    $disproof = Get-Disproof $Replaced
+    if ($null -eq $disproof -or $disproof.Code -ne 32 -or [Math]::Max($deaths, $Starts) -ge $StartAttempts) { break }
+    if ($Starts -eq 0) { $Result = 'started' }
+    Start-AgentService
+  }
+  $agent = Get-Agent
+  if ($null -ne $disproof) {
+    if ($agent.State -eq 'gone') { Complete-Uninstalled }
+    if ($disproof.Code -eq 34) { Complete-Draining $disproof.Detail $agent.ProcessId }
+    Complete-Run $disproof.Code $disproof.Result $disproof.Detail
+  }
+  $survivors = @(Wait-ForSurvivors $true)
+  if ($survivors.Count -gt 0) {
+    Complete-Run 31 'old-agent-survived' "a new agent runs, and beside it still the old one's processes $($survivors -join ', ')"
+  }
+  if ($null -ne $StartedAt) { Set-Mark 'Started' "$($agent.Identity) $([long][Math]::Floor($StartedAt))" }
+  Complete-Run 0 $Result $Unproven
 }
 
 # Notes which agent runs, and ends if it needs no restart. Done again after every wait, since another run, or an update, may have restarted it meanwhile.
 function Resolve-RunningAgent {
   $agent = Get-Agent
+  if ($agent.State -eq 'gone') { Complete-Uninstalled }
   $script:Old = $null
-  if ($agent.Identity -ne '') { $script:Old = $agent }
   $script:MemoryBefore = $agent.MemoryKiB
-  if ($null -eq $Old) { return }
+  if ($agent.Identity -eq '') { return }
+  $script:Old = $agent
   # A fresh agent that is not healthy is told, not restarted again: the restart did not help it.
-  if (Test-Fresh $Old) { Complete-Proven 'already-restarted' (Get-Disproof '') }
-  if ((Test-Small $Old) -and $null -eq (Get-Disproof '')) { Complete-Proven 'below-threshold' $null }
+  if (Test-Fresh $agent) { Complete-Proven 'already-restarted' @() }
+  if (-not $Sick -and (Test-Small $agent)) {
+    if ($null -eq (Get-Disproof @())) { Complete-Run 0 'below-threshold' $Unproven }
+    $script:Sick = $true
+  }
 }
 
 # A new agent would not start: its service is disabled, or its executable is gone. The old one still works: leave it. There is no more to ask on Windows: v1
 # has no command line for its service, and v2's refuses `status` there.
 function Assert-StartIsPossible {
-  $service = Get-AgentService
-  if ($null -eq $service) { Complete-Run 12 'preflight-failed' "the service $ServiceName has gone" }
-  if ($service.StartMode -eq 'Disabled') { Complete-Run 12 'preflight-failed' "the service $ServiceName is disabled; the agent was left alone" }
-  if ("$($service.PathName)" -match '^\s*(?:"([^"]+)"|(\S.*?\.exe)(?:\s|$))') {
-    $executable = [Environment]::ExpandEnvironmentVariables("$($Matches[1])$($Matches[2])")
-    if ([System.IO.Path]::IsPathRooted($executable) -and -not [System.IO.File]::Exists($executable)) {
-      Complete-Run 12 'preflight-failed' "there is no $executable; the agent was left alone"
-    }
+  $agent = Get-Agent
+  if ($agent.State -eq 'gone') { Complete-Uninstalled }
+  if ($agent.StartMode -eq 'Disabled') { Complete-Run 12 'preflight-failed' "the service $ServiceName is disabled; the agent was left alone" }
+  if ([System.IO.Path]::IsPathRooted($Program) -and -not [System.IO.File]::Exists($Program)) {
+    Complete-Run 12 'preflight-failed' "there is no $Program; the agent was left alone"
   }
 }
 
 # ---- the restart -------------------------------------------------------------------------------------------------------------------------------------------
 
-# Runs sc.exe, which only hands the order over, unlike the cmdlets, which wait and give up after some seconds (v2 stays Running until it has drained). Its
-# exit code is Windows' own error code.
-function Invoke-ServiceControl($Verb) {
-  $start = New-Object -TypeName System.Diagnostics.ProcessStartInfo
-  $start.FileName = Join-Path -Path $env:SystemRoot -ChildPath 'System32\sc.exe'
-  $start.Arguments = "$Verb $ServiceName"
-  $start.UseShellExecute = $false
-  $start.CreateNoWindow = $true
-  $start.RedirectStandardOutput = $true
-  $start.RedirectStandardError = $true
-  $process = [System.Diagnostics.Process]::Start($start)
-  # ERROR_SERVICE_REQUEST_TIMEOUT, as the service control manager itself would say.
-  if (-not $process.WaitForExit([int](1000 * (Get-AtMost $AskLimit)))) { return 1053 }
-  $process.ExitCode
-}
-
-# The processes of the old agent that are still there.
-function Get-Survivors {
-  $alive = @(Get-Processes | ForEach-Object { Get-Identity $_ })
-  @($Old.Processes | Where-Object { $alive -ccontains $_ })
-}
-
-# Asks the service to stop and waits for it, and for the end of its processes. The agent is never ended by force: it finishes what it does.
-function Stop-AgentService {
+# An order, and Windows' own code for it; text when it could not even be given.
+function Send-Order($Verb) {
+  try { $code = Send-ServiceOrder $Verb } catch { return $_.Exception.GetBaseException().Message }
   $script:Touched = $true
-  $script:StopIsPending = $true
+  $code
+}
+
+# Asks the service to stop and waits for it. The agent is never ended by force: it finishes what it does.
+function Stop-AgentService {
   $end = (Get-Now) + (Get-AtMost $StopLimit)
-  $code = Invoke-ServiceControl 'stop'
-  while (($state = (Get-AgentService).State) -ne 'Stopped') {
+  $code = $null
+  while ($true) {
+    $agent = Get-Agent
+    $script:MemoryAfter = $agent.MemoryKiB
+    # Somebody else was faster, perhaps with a restart.
+    if ($agent.Identity -cne $Old.Identity -and $agent.State -ne 'Stop Pending') { break }
     # 1061: it cannot be told now, because it is starting, or because it is stopping already.
-    if ($code -eq 1061 -and $state -ne 'Stop Pending') { $code = Invoke-ServiceControl 'stop' }
-    # 0: it will stop. 1053: no answer in time. 1062: it is stopped already.
-    $refused = @(0, 1053, 1061, 1062) -notcontains $code
+    if ($null -eq $code -or ($code -eq 1061 -and $agent.State -ne 'Stop Pending')) {
+      # From here on the follow-up outlives this run.
+      Set-Signal $AskedName
+      $code = Send-Order 'stop'
+      if ($code -is [string]) { Complete-Run 12 'preflight-failed' "the agent was left alone: it could not be asked to stop: $code" }
+    }
     $late = (Get-Now) -ge $end
-    if ($refused -or $late) { $script:MemoryAfter = (Get-Agent).MemoryKiB }
-    if ($refused -or ($late -and $code -eq 1061 -and $state -ne 'Stop Pending')) {
+    # 0: it will stop. 1053: no answer in time. 1062: it is stopped already.
+    if (@(0, 1053, 1061, 1062) -notcontains $code -or ($late -and $code -eq 1061 -and $agent.State -ne 'Stop Pending')) {
       Complete-Run 31 'old-agent-survived' "the service refused to stop: sc.exe ended with $code"
     }
-    if ($late) { Complete-Run 34 'draining' "the agent finishes a lifecycle event first (the service is $state); it is started when it has stopped" }
-    Start-Sleep -Seconds 1
+    if ($late) { Complete-Draining "the agent finishes a lifecycle event first (the service is $($agent.State))" $Old.ProcessId }
+    Wait-Seconds 1
   }
-  $script:StopIsPending = $false
-  # A stopped service may leave a process for some seconds. One that stays would poll beside the new agent: that is told, but the host needs an agent.
-  while (@(Get-Survivors).Count -gt 0 -and (Get-Now) -lt $end) { Start-Sleep -Seconds 1 }
-  $script:Survivors = @(Get-Survivors) -join ' '
 }
 
-# The exit code of the start proves nothing, so what runs is looked at in any case; it only tells why nothing does.
+# Gives up to three orders to start, until the service runs. Their codes prove nothing, so what runs is looked at in any case; they only tell why nothing does.
 function Start-AgentService {
-  $script:Touched = $true
-  $ticks = [System.Diagnostics.Stopwatch]::GetTimestamp()
-  $code = Invoke-ServiceControl 'start'
-  # 1056: it runs already; the follow-up was faster.
-  if (@(0, 1053, 1056) -notcontains $code -and (Get-AgentService).State -eq 'Stopped') {
-    Complete-Run 30 'service-manager-failed' "sc.exe start ended with ${code}; log: $(Get-LastErrors)"
+  $end = (Get-Now) + (Get-AtMost $ReadyLimit)
+  $code = 0
+  while ($true) {
+    $agent = Get-Agent
+    if ($agent.State -eq 'gone') { Complete-Uninstalled }
+    if ($agent.State -eq 'Running' -or (Get-Now) -ge $end) { break }
+    if ($agent.State -eq 'Stopped') {
+      if ($Starts -ge $StartAttempts) { break }
+      # One that stays would poll beside the new agent: that is told at the end, but the host needs an agent.
+      $null = Wait-ForSurvivors $false
+      if ((Get-Agent).State -ne 'Stopped') { continue }
+      $before = Get-Now
+      $code = Send-Order 'start'
+      # 1056: it runs already, who knows since when; or the old process has not ended yet.
+      $script:StartedAt = $null
+      if ($code -ne 1056) {
+        $script:Starts++
+        $end = (Get-Now) + (Get-AtMost $ReadyLimit)
+      }
+      if (@(0, 1053) -contains $code) { $script:StartedAt = $before }
+    }
+    Wait-Seconds $LookEvery
   }
-  $ticks
+  if ($agent.State -eq 'Stopped' -and @(0, 1053, 1056) -notcontains $code) {
+    Complete-Run 30 'service-manager-failed' "the service could not be started: sc.exe start ended with ${code}$(Get-LastErrors $agent)"
+  }
+  if ($agent.State -eq 'Running') { Stop-FollowUp }
 }
 
 # ---- the story ---------------------------------------------------------------------------------------------------------------------------------------------
 
 function Invoke-Restart {
-  Assert-Administrator
+  if (-not (Test-Administrator)) { Complete-Run 11 'not-root' 'run it as an administrator' }
   Assert-Installed
   Read-Installation
 
@@ -529,25 +918,41 @@ function Invoke-Restart {
   Resolve-RunningAgent
 
   Wait-UntilQuiet
+  Wait-ForPendingStop
   Resolve-RunningAgent
   Assert-StartIsPossible
-  $result = 'started'
-  $oldIdentity = ''
-  if ($null -ne $Old) {
-    $result = 'restarted'
-    $oldIdentity = $Old.Identity
-    Start-FollowUp
-    Stop-AgentService
+  if ($null -eq $Old) {
+    Start-AgentService
+    Complete-Proven 'started' @()
   }
-  $ticks = Start-AgentService
-
-  $disproof = Get-Disproof $oldIdentity
-  if ($null -eq $disproof -and $Survivors -ne '') {
-    $disproof = New-Disproof 31 'old-agent-survived' "a new agent runs, and beside it still the old one's processes $Survivors"
+  if (-not (Start-FollowUp $Old.ProcessId)) {
+    Complete-Run 12 'preflight-failed' 'the agent was left alone: the process that would start it after a long stop does not come up'
   }
-  if ($null -eq $disproof) { Set-StartMark (Get-Agent).Identity $ticks }
-  Complete-Proven $result $disproof
+  # It took some seconds.
+  Wait-UntilQuiet
+  Stop-AgentService
+  Start-AgentService
+  Complete-Proven 'restarted' $Old.Processes
 }
 
 # What a step may leave in the pipeline is no part of the output.
-try { $null = Invoke-Restart } catch { $null = Complete-AfterError $_ }
+function Invoke-Script($Arguments) {
+  $script:Began = Get-Now
+  $script:PatienceEnd = $Began + $BusyWaitSeconds # until when this run waits for other things on the host
+  $script:AskedName = "$FollowUpName-$(Get-OwnId)" # of our follow-up: exists as long as it; set, the stop has been asked for
+  if (@($Arguments).Count -eq 4 -and $Arguments[0] -ceq 'follow-up') {
+    try { $null = Invoke-FollowUp $Arguments[1..3] } catch { return }
+    return
+  }
+  try { $null = Invoke-Restart }
+  catch { if ($null -eq $Verdict) { $script:Verdict = Resolve-Error $_ } }
+  if ($Verdict.Code -ne 34) { Stop-FollowUp }
+  Exit-Mutex $LockName
+  Write-Line (Format-Verdict)
+  $script:ExitCode = $Verdict.Code
+}
+
+# ---- the start ---------------------------------------------------------------------------------------------------------------------------------------------
+
+$null = Invoke-Script $args
+exit $ExitCode
