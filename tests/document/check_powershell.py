@@ -4,8 +4,8 @@
     tests/document/check_powershell.py            # the check
     tests/document/check_powershell.py --planted  # the check, and then the faults of faults.toml, each of which has to be found
 
-It runs nothing; tests/windows does, on a simulated Windows, and the check holds the two together. Each rule is a function that gives the places and what is wrong
-with them; its comment says why.
+It runs nothing; tests/windows does, on a simulated Windows, and the check holds the two together. The rules of the language are in
+language.py, on the tree of powershell.py; those of this script here. Each is a function that gives the places and what is wrong with them; its comment says why.
 
 Needs tree-sitter and tree-sitter-pwsh, and Cargo, which runs the test that tells of the function (tests/template/facts.py). Prints every problem, one a line, and
 ends with 1 if there is any.

@@ -99,7 +99,8 @@ class Call:
 
 @dataclasses.dataclass(eq=False)
 class Assignment:
-    """A variable that is given a value: its name as written, without scope; whether as `$script:`; from which byte on it has it; None as value when that is computed otherwise."""
+    """A variable that is given a value: its name as written, without scope; whether as `$script:`; the byte from which on it has it; the value, None when that is no
+    single node; whether it is added to what was there."""
 
     node: Node
     name: str
