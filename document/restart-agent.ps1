@@ -80,21 +80,21 @@ function Send-ServiceOrder($Verb) {
   $process.ExitCode
 }
 
-# A process of this number lives, and is the same as at the first question. Does not throw.
+# A process of this number lives, and is the same as at the first question. An administrator that is not LocalSystem may get no handle of it (PowerShell gives nothing
+# for a property that throws): then it is only known that there is one. Does not throw.
 function Test-Alive($Id) {
   try {
     if (-not $Handles.ContainsKey("$Id")) {
       $process = [System.Diagnostics.Process]::GetProcessById($Id)
-      $null = $process.Handle
+      if ($null -eq $process.Handle) { return $true }
       $Handles["$Id"] = $process
     }
     -not $Handles["$Id"].HasExited
   }
-  # No process, or, to an administrator that is not LocalSystem, no handle of it.
-  catch { $_.Exception.GetBaseException() -isnot [System.ArgumentException] }
+  catch { $false }
 }
 
-# Starts this file once more, hidden, as `follow-up RUN OLD SECONDS`. Through the shell (as Start-Process does without redirection) it inherits no handle: Systems
+# Starts this file once more, hidden, as `follow-up RUN OLD GENERATION SECONDS`. Through the shell (as Start-Process does without redirection) it inherits no handle: Systems
 # Manager would wait for the end of one that holds its output. When Systems Manager kills this script, it kills this process alone.
 function Start-FollowUpProcess($Arguments) {
   Start-Process -FilePath (Join-Path -Path $PSHOME -ChildPath 'powershell.exe') -WindowStyle Hidden `
@@ -180,15 +180,19 @@ function Set-Mark($Name, $Value) {
   catch { return }
 }
 
-# The files below a folder, each with Name and Written (UTC); none when there is no such folder.
+# The files below a folder, each with Name and Written (UTC); none when there is no such folder. Directory.Exists would say so of one that cannot be read, too.
 function Get-FilesBelow($Folder) {
-  if (-not [System.IO.Directory]::Exists($Folder)) { return }
-  foreach ($path in [System.IO.Directory]::GetFiles($Folder, '*', [System.IO.SearchOption]::AllDirectories)) {
+  try { $paths = [System.IO.Directory]::GetFiles($Folder, '*', [System.IO.SearchOption]::AllDirectories) }
+  catch {
+    if ($_.Exception.GetBaseException() -is [System.IO.DirectoryNotFoundException]) { return }
+    throw
+  }
+  foreach ($path in $paths) {
     @{ Name = [System.IO.Path]::GetFileName($path); Written = [System.IO.File]::GetLastWriteTimeUtc($path) }
   }
 }
 
-# The end of a file that somebody else writes: its Lines, and when it was Written (UTC); nothing when there is no such file.
+# The Lines at the end of a file that somebody else writes; nothing when there is no such file.
 function Read-Tail($Path) {
   if (-not [System.IO.File]::Exists($Path)) { return }
   $stream = New-Object -TypeName System.IO.FileStream -ArgumentList $Path, 'Open', 'Read', 'ReadWrite, Delete'
@@ -197,7 +201,7 @@ function Read-Tail($Path) {
     $text = (New-Object -TypeName System.IO.StreamReader -ArgumentList $stream).ReadToEnd()
   }
   finally { $stream.Dispose() }
-  @{ Lines = $text -split '\r?\n'; Written = [System.IO.File]::GetLastWriteTimeUtc($Path) }
+  @{ Lines = $text -split '\r?\n' }
 }
 
 # Straight to standard output: the pipeline would break a long line where a console ends.
@@ -226,7 +230,9 @@ $Stable = 12                       # the same process for this long
 $ProofLimit = 75                   # until the log shows a poll; a long poll lasts 45 to 60
 $BlindLimit = 45                   # the same process for this long, where the log tells nothing
 $Recent = 300                      # so old may a poll be, of an agent that is left alone
-$FollowUpLimit = 20                # until a follow-up has come up
+$FollowUpLimit = 60                # until a follow-up has come up, another PowerShell on a host that may be short of everything
+$InstallerLimit = 60               # an installer that works when the service is to be started, or that has taken it away
+$RefusedPause = 15                 # after an order to start that was refused at once
 $DrainMargin = 300                 # beyond the drain that the configuration allows
 $AskLimit = 40                     # an order to the service control manager, which itself gives up after 30
 $QueryLimit = 15                   # a question to the management service
@@ -234,19 +240,22 @@ $QuietLooks = 3                    # looks; the tracking folder is empty between
 $LookEvery = 2                     # between two looks at anything
 
 $InstallerName = 'Global\_MSIExecute'
+# Codes of an order to stop. 0: it will. 1053: no answer in time. 1061: it cannot be told now. 1062: it is stopped already.
+$StopIsUnderWay = 0, 1053, 1061, 1062
 
 # What this run has found and done so far.
 $Version = ''
 $MemoryBefore = 0
 $MemoryAfter = 0
 $Old = $null          # the agent that was found
-$Seen = @()           # the identities of all processes of agents that were seen
+$Seen = @{}           # all processes of agents that were seen, by identity: the identity of their service's process
+$Stopping = $false    # an order to stop was taken
 $Program = ''         # the service's executable
 $Touched = $false     # the service was given an order
 $FollowUpIsOurs = $false
 $Starts = 0
 $StartedAt = $null    # the moment before the order that started the agent
-$Sick = $false        # a small agent that is not healthy, and so restarted all the same
+$Sick = $false        # a small agent that is not healthy, or not small after all, and so restarted
 $Unproven = ''        # what of the agent's health could not be seen
 $Verdict = $null
 $ExitCode = 0
@@ -281,7 +290,7 @@ function Resolve-Error($Problem) {
   if (-not $Touched) { return @{ Code = 12; Result = 'preflight-failed'; Detail = "the agent was left alone: $said" } }
   $state = 'unknown'
   try {
-    if (Test-FollowUp) { return @{ Code = 34; Result = 'draining'; Detail = "the agent was asked to stop, and a new one starts when it has; the script ended early: $said" } }
+    if ($Stopping -and (Test-FollowUp)) { return @{ Code = 34; Result = 'draining'; Detail = "the agent was asked to stop, and a new one starts when it has; the script ended early: $said" } }
     $state = Get-ServiceState
   }
   catch { $state = 'unknown' }
@@ -325,14 +334,16 @@ function Get-Executable($CommandLine) {
   Get-PlainPath ([Environment]::ExpandEnvironmentVariables("$($Matches[1])$($Matches[2])"))
 }
 
-function Assert-Installed { if ((Get-Agent).State -eq 'gone') { Complete-Run 10 'not-installed' "there is no service $ServiceName" } }
-
-# The service has gone since. Without it nothing can be started here.
+# There is no service, or none any more. Without it nothing can be started here.
 function Complete-Uninstalled {
-  $left = "there is no service $ServiceName any more"
+  if (Test-MutexHeld $InstallerName) {
+    if (-not $Touched) { Complete-Run 21 'update-running' "Windows Installer works, and there is no service $ServiceName meanwhile" }
+    Complete-Draining "Windows Installer works, and has taken the service $ServiceName away" 0
+  }
+  $left = "there is no service $ServiceName"
   if ([System.IO.File]::Exists($Program)) { $left += ", but still its program $Program" }
   elseif (@(Wait-ForSurvivors $false).Count -gt 0) { $left += ', but still a process of the agent' }
-  else { Complete-Run 10 'not-installed' "$left, nor its program: the agent was uninstalled meanwhile" }
+  else { Complete-Run 10 'not-installed' $left }
   if ($Touched) { Complete-Run 32 'agent-down' "${left}: install the agent again" }
   Complete-Run 12 'preflight-failed' "${left}: no agent could be started; it was left alone"
 }
@@ -341,11 +352,16 @@ function Complete-Uninstalled {
 # document. A value that goes on in further lines is no value that can be told for certain.
 function Read-Configuration {
   $found = @{}
-  $file = [System.IO.Path]::Combine($AgentFolder, 'conf.yml')
-  if (-not [System.IO.File]::Exists($file)) { return $found }
+  # File.Exists would say of a file that cannot be read that there is none.
+  try { $lines = [System.IO.File]::ReadAllLines([System.IO.Path]::Combine($AgentFolder, 'conf.yml')) }
+  catch {
+    $cause = $_.Exception.GetBaseException()
+    if ($cause -is [System.IO.FileNotFoundException] -or $cause -is [System.IO.DirectoryNotFoundException]) { return $found }
+    throw
+  }
   $key = ''
   $indent = $null
-  foreach ($line in [System.IO.File]::ReadAllLines($file)) {
+  foreach ($line in $lines) {
     if ($line -match '^\s*(#|$)' -or $line -match '^%') { continue }
     if ($line -match '^(---|\.\.\.)\s*(#.*)?$') {
       if ($null -ne $indent) { break }
@@ -390,7 +406,7 @@ function Read-Installation {
   $script:LogFolders = @(Get-Places (Get-Configured $configuration 'log_dir' ([System.IO.Path]::Combine($AgentFolder, 'log'))))
   $script:ProgramName = Get-Configured $configuration 'program_name' 'codedeploy-agent'
   # v1 writes of its polls into another file then.
-  $script:WireLog = (Get-Configured $configuration 'log_aws_wire' 'false') -eq 'true'
+  $script:WireLog = (Get-Configured $configuration 'log_aws_wire' 'false') -notmatch '^(false|no|off)$'
   $script:DrainSeconds = [Math]::Min(86400, (Read-Number (Get-Configured $configuration 'kill_agent_max_wait_time_seconds' '') 7200))
   $file = [System.IO.Path]::Combine($AgentFolder, '.version')
   if ([System.IO.File]::Exists($file) -and [System.IO.File]::ReadAllText($file) -match 'agent_version:\s*(\S+)') { $script:Version = $Matches[1] }
@@ -400,79 +416,100 @@ function Read-Installation {
 
 # A process id together with the moment of its creation: Windows gives an id to another process soon. The moment is only compared with itself.
 function Get-Identity($Process) {
-  if ($null -eq $Process.CreationDate) { return "$($Process.ProcessId)" }
+  if ($null -eq $Process.CreationDate -or $Process.CreationDate.Year -lt 1980) { return "$($Process.ProcessId)" }
   "$($Process.ProcessId)/$($Process.CreationDate.ToFileTimeUtc())"
 }
 
 # The service's process and those it started that are the agent too: v1 is packed Ruby, so there may be a ruby.exe or rubyw.exe below it. Hooks are below it as
-# well while they run, and are not the agent. An application that a hook left behind hangs below a process that is gone, and so is not found.
+# well while they run, and are not the agent. An application that a hook left behind hangs below a process that is gone, and so is not found. A child that was seen
+# below another service's process is that one's, whose id was given away. (Not by age: the clock may be set between a process's start and its child's.)
 function Get-AgentProcesses($All, $ServiceProcessId) {
   $found = @($All | Where-Object { $_.ProcessId -eq $ServiceProcessId })
   if ($found.Count -eq 0) { return }
+  $identity = Get-Identity $found[0]
   $names = $found[0].Name, 'ruby.exe', 'rubyw.exe'
   for ($next = 0; $next -lt $found.Count; $next++) {
     $parent = $found[$next]
-    # A child that is older than its parent is the child of an earlier process with the same id.
     $found += @($All | Where-Object { $_.ParentProcessId -eq $parent.ProcessId -and $_.ProcessId -ne $parent.ProcessId -and
-        $names -contains $_.Name -and ($null -eq $_.CreationDate -or $_.CreationDate -ge $parent.CreationDate) })
+        $names -contains $_.Name -and @($null, $identity) -ccontains $Seen[(Get-Identity $_)] })
   }
   $found
 }
 
-# What runs at the moment: the service's state, and of its agent the process id and the moment of creation, all processes and their working sets. No service, or one
-# that runs in no process that Windows lists, is asked about again: an empty answer is none.
+# What runs at the moment: the service's state, and of its agent the process id and the moment of creation, all processes and their working sets. An answer that lacks
+# something is none, and asked for again: the service, which an upgrade takes away for some seconds; its process; a process that the agent had before.
 function Get-Agent {
+  $end = [Math]::Max($PatienceEnd, (Get-Now) + $InstallerLimit)
   for ($try = 1; $true; $try++) {
-    $agent = @{ State = 'gone'; StartMode = ''; ProcessId = 0; Identity = ''; Ids = @(); Processes = @(); MemoryKiB = 0; Created = $null; IsV2 = $false }
+    $agent = @{ State = 'gone'; StartMode = ''; ProcessId = 0; ParentId = 0; Identity = ''; Ids = @(); Processes = @(); MemoryKiB = 0; Created = $null; IsV2 = $false }
     $service = Get-Answer { Get-ServiceRecord }
     if ($null -eq $service) {
-      if ($try -ge 3) { return $agent }
-      Wait-Seconds 1
-      continue
+      if ($try -ge 3 -and ((Get-Now) -ge $end -or -not (Test-MutexHeld $InstallerName))) { return $agent }
     }
-    $agent.State = $service.State
-    $agent.StartMode = $service.StartMode
-    $agent.ProcessId = $service.ProcessId
-    $agent.IsV2 = "$($service.PathName)" -match '\srun-as-service'
-    $script:Program = Get-Executable $service.PathName
-    if ($service.ProcessId -eq 0) { return $agent }
-    foreach ($process in @(Get-AgentProcesses @(Get-Processes) $service.ProcessId)) {
-      $identity = Get-Identity $process
-      $agent.Ids += $process.ProcessId
-      $agent.Processes += $identity
-      $agent.MemoryKiB += [long]($process.WorkingSetSize / 1024)
-      if ($process.ProcessId -eq $service.ProcessId) {
-        $agent.Identity = $identity
-        $agent.Created = $process.CreationDate
-      }
+    else {
+      $agent.State = $service.State
+      $agent.StartMode = $service.StartMode
+      $agent.ProcessId = $service.ProcessId
+      $agent.IsV2 = "$($service.PathName)" -match '\srun-as-service'
+      $script:Program = Get-Executable $service.PathName
+      if ($service.ProcessId -eq 0 -and $service.State -ne 'Running') { return $agent }
+      Add-Processes $agent
+      $missing = @($Seen.Keys | Where-Object { $Seen[$_] -ceq $agent.Identity -and $agent.Processes -cnotcontains $_ })
+      if (($agent.Identity -like '*/*' -and $missing.Count -eq 0) -or ($try -ge 3 -and $agent.Identity -ne '')) { return $agent }
+      if ($try -ge 3) { throw "Windows does not list process $($service.ProcessId) of the service $ServiceName, which is $($service.State)" }
     }
-    foreach ($identity in $agent.Processes) { if ($Seen -cnotcontains $identity) { $script:Seen += $identity } }
-    if ($agent.Identity -like '*/*' -or ($try -ge 3 -and $agent.Identity -ne '')) { return $agent }
-    if ($try -ge 3) { throw "Windows does not list process $($service.ProcessId) of the service $ServiceName, which is $($service.State)" }
     Wait-Seconds 1
   }
 }
 
-# Waits for the end of the agents that ran before; gives their processes that stay. Nobody waits where another agent runs already, unless he is to be proven alone.
+function Add-Processes($Agent) {
+  $all = @(Get-Processes)
+  foreach ($process in @(Get-AgentProcesses $all $Agent.ProcessId)) {
+    $identity = Get-Identity $process
+    $Agent.Ids += $process.ProcessId
+    $Agent.Processes += $identity
+    $Agent.MemoryKiB += [long]($process.WorkingSetSize / 1024)
+    if ($process.ProcessId -eq $Agent.ProcessId) {
+      $Agent.Identity = $identity
+      $Agent.Created = $process.CreationDate
+      $Agent.ParentId = $process.ParentProcessId
+    }
+  }
+  foreach ($identity in $Agent.Processes) { if (-not $Seen.ContainsKey($identity)) { $Seen[$identity] = $Agent.Identity } }
+}
+
+# Waits until two looks running find nothing of the agents that ran before; gives their processes that stay. Nobody waits where another agent runs already, unless
+# that is to be proven alone. The parent of packed Ruby is no survivor where Windows has the service in Ruby's own process.
 function Wait-ForSurvivors($BesideAnother) {
   $end = (Get-Now) + (Get-AtMost $SurvivorLimit)
+  $clear = 0
   while ($true) {
     $agent = Get-Agent
-    $alive = @(Get-Processes | ForEach-Object { Get-Identity $_ })
-    $survivors = @($Seen | Where-Object { $alive -ccontains $_ -and $agent.Processes -cnotcontains $_ })
-    if ($survivors.Count -eq 0 -or (Get-Now) -ge $end -or ($agent.ProcessId -ne 0 -and -not $BesideAnother)) { return $survivors }
+    $alive = @(Get-Processes | Where-Object { $_.ProcessId -ne $agent.ParentId } | ForEach-Object { Get-Identity $_ })
+    $survivors = @($Seen.Keys | Where-Object { $alive -ccontains $_ -and $agent.Processes -cnotcontains $_ })
+    if ($survivors.Count -eq 0) { $clear++ } else { $clear = 0 }
+    if ($clear -ge 2 -or (Get-Now) -ge $end -or ($agent.ProcessId -ne 0 -and -not $BesideAnother)) { return $survivors }
     Wait-Seconds 1
   }
 }
 
 # ---- what the agent's log tells ----------------------------------------------------------------------------------------------------------------------------
 
-# The end of a file in the log folder; nothing when it cannot be read.
+# The end of a file in the log folder; where there are several such folders, of that with the newest line (a file that is open may show an old time of writing).
+# Nothing when it cannot be read.
 function Get-LogLines($Name) {
+  $lines = @()
+  $newest = ''
   foreach ($folder in $LogFolders) {
     try { $tail = Read-Tail ([System.IO.Path]::Combine($folder, $Name)) } catch { $tail = $null }
-    if ($null -ne $tail) { return $tail.Lines }
+    if ($null -eq $tail) { continue }
+    $stamp = "$($tail.Lines | Where-Object { $_ -match '^\d{4}-' } | Select-Object -Last 1)".Replace('T', ' ')
+    if ($lines.Count -eq 0 -or $stamp -gt $newest) {
+      $lines = @($tail.Lines)
+      $newest = $stamp
+    }
   }
+  $lines
 }
 
 function Get-LogName($Agent) { if ($Agent.IsV2) { "$ProgramName.log" } else { 'codedeploy-agent-log.txt' } }
@@ -514,8 +551,9 @@ function Read-Polls($Agent) {
   $failures = 0; $tries = 0
   foreach ($line in $lines) {
     if ($line -cmatch '^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)') {
-      $stamp = "$($Matches[1]) $($Matches[2])" -as [DateTime]
-      if ($null -ne $stamp) { $at = $stamp }
+      $stamp = [DateTime]::MinValue
+      $isStamp = [DateTime]::TryParseExact("$($Matches[1]) $($Matches[2])", 'yyyy-MM-dd HH:mm:ss', [Globalization.CultureInfo]::InvariantCulture, 'None', [ref]$stamp)
+      if ($isStamp) { $at = $stamp }
     }
     # An earlier process may have had the same number.
     if ($null -ne $at -and $null -ne $created -and $at -lt $created.AddSeconds(-2)) { continue }
@@ -539,7 +577,7 @@ function Read-Polls($Agent) {
       $tries++; $failed = $at
       if ($failures -lt $tries) { $polls.Text = $line }
     }
-    elseif ($line -cmatch 'stopping the agent|Polling loop stopped') { $asked = $true }
+    elseif ($line -clike '*Polling loop stopped*') { $asked = $true }
   }
   if ($null -eq $at) { return $polls }
   $isNew = [Math]::Abs(($today - $at).TotalSeconds) -le $Recent
@@ -609,8 +647,11 @@ function Enter-Lock {
 # when the stop was asked for, and the run that asked is over or was killed. It asks the service control manager, never the management service.
 
 function New-FollowUp($Arguments) {
-  $run, $old, $seconds = $Arguments
-  $state = @{ Run = [int]$run; Old = [int]$old; Ends = (Get-Now) + [long]$seconds + $DrainMargin; Asked = "$FollowUpName-$run"; Starts = 0; StoppedAt = $null }
+  $run, $old, $generation, $seconds = $Arguments
+  $state = @{
+    Run = [int]$run; Old = [int]$old; IsV2 = $generation -ceq 'v2'; Asked = "$FollowUpName-$run"; Ends = (Get-Now) + [long]$seconds + $DrainMargin
+    Gone = 0; Ordered = $false; StoppedAt = 0; Starts = 0; NotBefore = 0
+  }
   # From here on these numbers stay theirs.
   $null = Test-Alive $state.Run
   $null = Test-Alive $state.Old
@@ -621,22 +662,39 @@ function New-FollowUp($Arguments) {
 
 # One look. Gives whether the follow-up is over.
 function Step-FollowUp($State) {
-  if ((Get-Now) -ge $State.Ends) { return $true }
+  $now = Get-Now
+  # Once the service has stopped, an hour more: the start was promised.
+  if ($now -ge $State.Ends -and ($State.StoppedAt -eq 0 -or $now - $State.StoppedAt -ge 3600)) { return $true }
   $runs = Test-Alive $State.Run
   try {
     $service = Get-ServiceState
-    if ($service -eq '') { return $true }
+    $installs = Test-MutexHeld $InstallerName
+    # Removed. An upgrade takes it away for some seconds.
+    if ($service -eq '') {
+      if (-not $installs) { $State.Gone++ }
+      return $State.Gone -ge 15
+    }
+    $State.Gone = 0
     # Nothing was asked yet: without its run, which has the lock, nobody needs it, nor when somebody else stops the service.
     if (-not (Test-SignalSet $State.Asked)) { return -not $runs -or $service -eq 'Stopped' -or -not (Test-MutexHeld $LockName) }
-    # v2 stays Running until it has drained. In another process it is somebody else's start.
-    if ($service -eq 'Running') { return -not (Test-Alive $State.Old) }
-    if ($service -ne 'Stopped') { $State.StoppedAt = $null } elseif ($null -eq $State.StoppedAt) { $State.StoppedAt = Get-Now }
-    if ($runs -or $service -ne 'Stopped' -or (Test-MutexHeld $InstallerName)) { return $false }
-    # v1's process outlives its service by some seconds.
-    if ((Test-Alive $State.Old) -and (Get-Now) - $State.StoppedAt -lt $SurvivorLimit) { return $false }
+    if ($service -ne 'Stopped') { $State.StoppedAt = 0 } elseif ($State.StoppedAt -eq 0) { $State.StoppedAt = $now }
+    if ($service -eq 'Running') {
+      # In another process it is somebody else's start. (0 is the number of Windows' own idle process.)
+      if ($State.Old -eq 0 -or -not (Test-Alive $State.Old)) { return $true }
+      if ($runs -or $State.Ordered) { return $false }
+      # v1 that is asked to stop is StopPending: its run was killed before it could ask. v2 stays Running until it has drained, so it is asked once more.
+      if (-not $State.IsV2) { return $true }
+      if ($installs) { return $false }
+      $State.Ordered = $true
+      return $StopIsUnderWay -notcontains (Send-ServiceOrder 'stop')
+    }
+    # v1's processes outlive the service by some seconds. An installation starts it by itself, if it does not hang.
+    if ($runs -or $service -ne 'Stopped' -or $now - $State.StoppedAt -lt $SurvivorLimit -or $now -lt $State.NotBefore) { return $false }
+    if ($installs -and $now - $State.StoppedAt -lt 1800) { return $false }
     $code = Send-ServiceOrder 'start'
     # 1056: the old process has not ended yet.
     if ($code -ne 1056) { $State.Starts++ }
+    $State.NotBefore = $now + [Math]::Min(60, $RefusedPause * $State.Starts)
     # 1058, 1060, 1072: somebody disabled the service, or removes it.
     (1058, 1060, 1072) -contains $code -or $State.Starts -ge 20
   }
@@ -645,7 +703,8 @@ function Step-FollowUp($State) {
 
 function Invoke-FollowUp($Arguments) {
   $state = New-FollowUp $Arguments
-  $script:Deadline = $state.Ends - $Began
+  # The run's own limits are none of this.
+  $script:Deadline = $state.Ends - $Began + 7200
   do { Wait-Seconds $LookEvery } until ((Test-SignalSet $FollowUpName) -or (Step-FollowUp $state))
 }
 
@@ -653,8 +712,10 @@ function Invoke-FollowUp($Arguments) {
 function Test-FollowUp { $FollowUpIsOurs -and (Test-Signal $AskedName) }
 
 # Gives whether it has come up: a policy, or a security product, may forbid it.
-function Start-FollowUp($ProcessId) {
-  try { Start-FollowUpProcess "$(Get-OwnId) $ProcessId $DrainSeconds" } catch { return $false }
+function Start-FollowUp($ProcessId, $IsV2) {
+  $generation = 'v1'
+  if ($IsV2) { $generation = 'v2' }
+  try { Start-FollowUpProcess "$(Get-OwnId) $ProcessId $generation $DrainSeconds" } catch { return $false }
   $script:FollowUpIsOurs = $true
   $end = (Get-Now) + (Get-AtMost $FollowUpLimit)
   while (-not (Test-FollowUp)) {
@@ -673,7 +734,8 @@ function Stop-FollowUp {
 
 # The service stops, and this run does not wait for it. Says who starts it, which has to be seen.
 function Complete-Draining($Why, $ProcessId) {
-  if ((Test-FollowUp) -or (Start-FollowUp $ProcessId)) {
+  # As v1: the stop was asked for.
+  if ((Test-FollowUp) -or (Start-FollowUp $ProcessId $false)) {
     Set-Signal $AskedName
     Complete-Run 34 'draining' "${Why}; a new agent starts when it has stopped"
   }
@@ -683,6 +745,8 @@ function Complete-Draining($Why, $ProcessId) {
 # An earlier run's stop, or anybody's, is still under way. The state alone does not tell: v2 stays Running until it has drained. A stop that never ends is a known
 # deadlock in the service library of v1.
 function Wait-ForPendingStop {
+  # The follow-up of a run that has just ended takes a look to end.
+  $end = [Math]::Max($PatienceEnd, (Get-Now) + 5 * $LookEvery)
   while ($true) {
     $agent = Get-Agent
     if ($agent.State -eq 'gone') { Complete-Uninstalled }
@@ -696,8 +760,8 @@ function Wait-ForPendingStop {
       Complete-Run 33 'agent-unhealthy' ("the service has been stopping for $([long]$seconds) s, longer than its agent may drain: end process " +
         "$($agent.ProcessId) (taskkill /F /PID $($agent.ProcessId)), then start the service")
     }
-    if ((Get-Now) -ge $PatienceEnd) {
-      if (Test-Signal $FollowUpName) { Complete-Run 34 'draining' 'an earlier run asked the agent to stop, and it still finishes a lifecycle event; a new agent starts then' }
+    if ((Get-Now) -ge $end) {
+      if (Test-Signal $FollowUpName) { Complete-Run 34 'draining' 'the agent was asked to stop earlier, and still finishes a lifecycle event; a new agent starts then' }
       Complete-Draining 'somebody asked the service to stop, and its agent still finishes a lifecycle event' $agent.ProcessId
     }
     Wait-Seconds $LookEvery
@@ -731,7 +795,8 @@ function Get-Disproof($Replaced) {
   $watched = ''
   $changes = 0
   $since = 0
-  $goodSince = $null
+  $heard = ''
+  $heardSince = 0
   while ($true) {
     $agent = Get-Agent
     $script:MemoryAfter = $agent.MemoryKiB
@@ -744,14 +809,17 @@ function Get-Disproof($Replaced) {
       if ($agent.Identity -cne $watched) {
         $watched = $agent.Identity
         $since = $now
-        $goodSince = $null
+        $heard = ''
         $changes++
         $end = $now + (Get-AtMost $ReadyLimit)
       }
       if ($changes -gt $StartAttempts) { return New-Disproof 33 'agent-unhealthy' "the agent does not stay, and is started again and again$(Get-LastErrors $agent)" }
       $polls = Read-Polls $agent
-      if ($polls.Heard -ne 'good') { $goodSince = $null } elseif ($null -eq $goodSince) { $goodSince = $now }
-      $disproof = Get-PollDisproof $agent $polls ($now - $since) $goodSince
+      if ($polls.Heard -cne $heard) {
+        $heard = $polls.Heard
+        $heardSince = $now
+      }
+      $disproof = Get-PollDisproof $agent $polls ($now - $since) ($now - $heardSince)
       if ($null -ne $disproof) {
         if ($disproof.Code -eq 0) { return }
         return $disproof
@@ -762,19 +830,19 @@ function Get-Disproof($Replaced) {
   }
 }
 
-# What is to be said after so many seconds in one process; nothing while that is open; code 0 when it is healthy.
-function Get-PollDisproof($Agent, $Polls, $Seconds, $GoodSince) {
+# What is to be said after so many seconds in one process, and so many in which its log told the same; nothing while that is open; code 0 when it is healthy.
+function Get-PollDisproof($Agent, $Polls, $Seconds, $SameSeconds) {
   $script:Unproven = ''
   if ($Seconds -lt $Stable) { return }
   $healthy = New-Disproof 0 '' ''
   $late = $Seconds -ge $ProofLimit
   if ($Polls.Heard -eq 'good') {
     # v1's poll was answered. v2's is under way.
-    if (-not $Agent.IsV2 -or (Get-Now) - $GoodSince -ge $Stable) { return $healthy }
+    if (-not $Agent.IsV2 -or $SameSeconds -ge $Stable) { return $healthy }
   }
   elseif ($Polls.Heard -eq 'unknown') {
     $script:Unproven = "no poll was seen: no log tells of this agent in $($LogFolders -join ', ')"
-    if ($Seconds -ge $BlindLimit) { return $healthy }
+    if ($SameSeconds -ge $BlindLimit) { return $healthy }
   }
   elseif ($Polls.Heard -eq 'bad') {
     # After one bad poll v2 says nothing of the good ones that followed.
@@ -796,7 +864,7 @@ function Complete-Proven($Result, $Replaced) {
   for ($deaths = 1; $true; $deaths++) {
     $disproof = Get-Disproof $Replaced
     if ($null -eq $disproof -or $disproof.Code -ne 32 -or [Math]::Max($deaths, $Starts) -ge $StartAttempts) { break }
-    if ($Starts -eq 0) { $Result = 'started' }
+    if ($Result -ceq 'already-restarted') { $Result = 'started' }
     Start-AgentService
   }
   $agent = Get-Agent
@@ -824,7 +892,8 @@ function Resolve-RunningAgent {
   # A fresh agent that is not healthy is told, not restarted again: the restart did not help it.
   if (Test-Fresh $agent) { Complete-Proven 'already-restarted' @() }
   if (-not $Sick -and (Test-Small $agent)) {
-    if ($null -eq (Get-Disproof @())) { Complete-Run 0 'below-threshold' $Unproven }
+    # A list of processes may have lacked some: it is measured again.
+    if ($null -eq (Get-Disproof @()) -and (Test-Small (Get-Agent))) { Complete-Run 0 'below-threshold' $Unproven }
     $script:Sick = $true
   }
 }
@@ -864,14 +933,26 @@ function Stop-AgentService {
       Set-Signal $AskedName
       $code = Send-Order 'stop'
       if ($code -is [string]) { Complete-Run 12 'preflight-failed' "the agent was left alone: it could not be asked to stop: $code" }
+      if (@(0, 1053, 1062) -contains $code) { $script:Stopping = $true }
     }
     $late = (Get-Now) -ge $end
-    # 0: it will stop. 1053: no answer in time. 1062: it is stopped already.
-    if (@(0, 1053, 1061, 1062) -notcontains $code -or ($late -and $code -eq 1061 -and $agent.State -ne 'Stop Pending')) {
+    if ($StopIsUnderWay -notcontains $code -or ($late -and $code -eq 1061 -and $agent.State -ne 'Stop Pending')) {
       Complete-Run 31 'old-agent-survived' "the service refused to stop: sc.exe ended with $code"
     }
     if ($late) { Complete-Draining "the agent finishes a lifecycle event first (the service is $($agent.State))" $Old.ProcessId }
     Wait-Seconds 1
+  }
+}
+
+# An installer began while the agent stopped: it may replace the agent, and starts the service by itself then.
+function Wait-ForInstaller {
+  $end = (Get-Now) + (Get-AtMost $InstallerLimit)
+  while (($installer = Get-Installer) -ne '') {
+    if ((Get-Now) -ge $end) {
+      if (Test-FollowUp) { Complete-Draining "the agent has stopped, and $installer installs something" $Old.ProcessId }
+      return
+    }
+    Wait-Seconds $LookEvery
   }
 }
 
@@ -887,6 +968,7 @@ function Start-AgentService {
       if ($Starts -ge $StartAttempts) { break }
       # One that stays would poll beside the new agent: that is told at the end, but the host needs an agent.
       $null = Wait-ForSurvivors $false
+      Wait-ForInstaller
       if ((Get-Agent).State -ne 'Stopped') { continue }
       $before = Get-Now
       $code = Send-Order 'start'
@@ -897,6 +979,7 @@ function Start-AgentService {
         $end = (Get-Now) + (Get-AtMost $ReadyLimit)
       }
       if (@(0, 1053) -contains $code) { $script:StartedAt = $before }
+      elseif ($code -ne 1056) { Wait-Seconds (Get-AtMost $RefusedPause) }
     }
     Wait-Seconds $LookEvery
   }
@@ -910,7 +993,6 @@ function Start-AgentService {
 
 function Invoke-Restart {
   if (-not (Test-Administrator)) { Complete-Run 11 'not-root' 'run it as an administrator' }
-  Assert-Installed
   Read-Installation
 
   Enter-Lock
@@ -925,7 +1007,7 @@ function Invoke-Restart {
     Start-AgentService
     Complete-Proven 'started' @()
   }
-  if (-not (Start-FollowUp $Old.ProcessId)) {
+  if (-not (Start-FollowUp $Old.ProcessId $Old.IsV2)) {
     Complete-Run 12 'preflight-failed' 'the agent was left alone: the process that would start it after a long stop does not come up'
   }
   # It took some seconds.
@@ -940,13 +1022,15 @@ function Invoke-Script($Arguments) {
   $script:Began = Get-Now
   $script:PatienceEnd = $Began + $BusyWaitSeconds # until when this run waits for other things on the host
   $script:AskedName = "$FollowUpName-$(Get-OwnId)" # of our follow-up: exists as long as it; set, the stop has been asked for
-  if (@($Arguments).Count -eq 4 -and $Arguments[0] -ceq 'follow-up') {
-    try { $null = Invoke-FollowUp $Arguments[1..3] } catch { return }
+  if (@($Arguments).Count -eq 5 -and $Arguments[0] -ceq 'follow-up') {
+    try { $null = Invoke-FollowUp $Arguments[1..4] } catch { return }
     return
   }
   try { $null = Invoke-Restart }
   catch { if ($null -eq $Verdict) { $script:Verdict = Resolve-Error $_ } }
-  if ($Verdict.Code -ne 34) { Stop-FollowUp }
+  # Where the service does not start, the follow-up tries for longer.
+  if (@(30, 32, 34) -notcontains $Verdict.Code) { Stop-FollowUp }
+  elseif ($Verdict.Code -ne 34 -and $FollowUpIsOurs) { $Verdict.Detail = "it is tried again in the background; $($Verdict.Detail)" }
   Exit-Mutex $LockName
   Write-Line (Format-Verdict)
   $script:ExitCode = $Verdict.Code

@@ -47,13 +47,13 @@ METHODS = set(
     Substring ToFileTimeUtc ToLocalTime ToUniversalTime Trim TrimStart WaitForExit WaitOne WriteLine""".split()
 )
 PROPERTIES = set(
-    """Arguments Count CreateNoWindow Exception ExitCode FileName Handle HasExited InvocationInfo Length LocalMachine Message Out RedirectStandardError
-    RedirectStandardOutput ScriptLineNumber Status TotalSeconds UseShellExecute""".split()
+    """Arguments Count CreateNoWindow Exception ExitCode FileName Handle HasExited InvocationInfo Keys Length LocalMachine Message Out RedirectStandardError
+    RedirectStandardOutput ScriptLineNumber Status TotalSeconds UseShellExecute Year""".split()
 )
 # .NET's types, of Framework 4 and in Windows' own spelling, each with its static members; methods with parentheses. No run on a simulated Windows reaches most of them.
 TYPES = {
     "Console": {"Out"},
-    "DateTime": {"MaxValue", "MinValue", "UtcNow"},
+    "DateTime": {"MaxValue", "MinValue", "TryParseExact()", "UtcNow"},
     "Environment": {"ExpandEnvironmentVariables()", "GetFolderPath()"},
     "Math": {"Abs()", "Floor()", "Max()", "Min()"},
     "Microsoft.Win32.Registry": {"LocalMachine"},
@@ -63,8 +63,10 @@ TYPES = {
     "System.Diagnostics.Process": {"GetProcessById()", "Start()"},
     "System.Diagnostics.ProcessStartInfo": set(),
     "System.Diagnostics.Stopwatch": {"Frequency", "GetTimestamp()"},
-    "System.IO.Directory": {"Exists()", "GetFiles()"},
+    "System.IO.Directory": {"GetFiles()"},
+    "System.IO.DirectoryNotFoundException": set(),
     "System.IO.File": {"Exists()", "GetLastWriteTimeUtc()", "ReadAllLines()", "ReadAllText()"},
+    "System.IO.FileNotFoundException": set(),
     "System.IO.FileStream": set(),
     "System.IO.Path": {"Combine()", "GetFileName()", "IsPathRooted()"},
     "System.IO.SearchOption": {"AllDirectories"},
@@ -79,9 +81,11 @@ TYPES = {
     "System.Threading.WaitHandleCannotBeOpenedException": set(),
     "System.UnauthorizedAccessException": set(),
     "TimeZoneInfo": {"Local"},
+    "Globalization.CultureInfo": {"InvariantCulture"},
     "double": set(),
     "int": set(),
     "long": set(),
+    "ref": set(),
     "string": set(),
 }
 # Those of them that only a text has, and that give a text.

@@ -4,8 +4,9 @@
 #   powershell.exe -NoProfile -ExecutionPolicy Bypass -File tests\windows\run.ps1
 #
 # -Case WORDS (cases with these words in their name), -Trace (or -Verbose: what was asked and done, and when), -List, -Script FILE (another script), -Faults (each
-# fault of faults.ps1 planted in the script: some case has to fall). Ends with 1 if anything does not hold.
-param([string]$Case = '', [switch]$Trace, [switch]$Verbose, [switch]$List, [string]$Script = '', [switch]$Faults)
+# fault of faults.ps1 planted in the script: some case has to fall), -Seeds N (so many drawn worlds instead of the cases, from -First on). Ends with 1 if anything does not
+# hold.
+param([string]$Case = '', [switch]$Trace, [switch]$Verbose, [switch]$List, [string]$Script = '', [switch]$Faults, [int]$Seeds = 0, [int]$First = 1)
 
 Set-StrictMode -Version 2.0
 $ErrorActionPreference = 'Stop'
@@ -16,7 +17,7 @@ $SimScript = Join-Path $SimDocument 'restart-agent.ps1'
 if ($Script -ne '') { $SimScript = (Resolve-Path -LiteralPath $Script).ProviderPath }
 $SimTracing = $Trace -or $Verbose
 
-foreach ($SimFile in 'world.ps1', 'judge.ps1', 'cases.ps1', 'faults.ps1') { . (Join-Path $SimBench $SimFile) }
+foreach ($SimFile in 'world.ps1', 'judge.ps1', 'cases.ps1', 'weather.ps1', 'faults.ps1') { . (Join-Path $SimBench $SimFile) }
 
 # By hand the script takes these where it is given nothing.
 foreach ($SimName in 'TRIGGERED_AT', 'SENT_AT', 'BUSY_WAIT_SECONDS', 'MIN_MEMORY_MIB') { [Environment]::SetEnvironmentVariable($SimName, $null) }
@@ -82,7 +83,7 @@ function Write-SimRows($Rows) {
   foreach ($row in $Rows) {
     $verdict = 'holds'
     if ($row.Problems.Count -gt 0) { $verdict = 'FALLS' }
-    '{0,-78} {1,-26} {2,6:0} s  {3}' -f $row.Name, $row.Said, $row.Seconds, $verdict
+    '{0,-88} {1,-22} {2,6:0} s  {3}' -f $row.Name, $row.Said, $row.Seconds, $verdict
   }
 }
 
@@ -128,6 +129,7 @@ function Invoke-SimFaults($Cases, $Text, $Folder) {
 
 function Invoke-SimBench {
   $cases = @($SimCases | Where-Object { $_.Name -like "*$Case*" })
+  if ($Seeds -gt 0) { $cases = @($First..($First + $Seeds - 1) | ForEach-Object { Get-SimWeather $_ }) }
   if ($List) {
     foreach ($one in $cases) { Write-Host $one.Name }
     return 0

@@ -59,7 +59,7 @@ function Test-Administrator {
 # ---- questions -------------------------------------------------------------------------------------------------------------------------------------------
 
 # What fails at this question, if anything does: 'throw', 'hang' (its time runs out), 'slow' (5 s, and then an answer), 'empty', 'stale' (what was true before the latest
-# change), 'no-date', 'leave-out' (the process of the service).
+# change), 'no-date', 'leave-out' (the process of the service), 'leave-ruby'.
 function Get-SimTrouble($Of) {
   foreach ($trouble in @($World.Troubles)) {
     if ($trouble.Of -ne $Of -or $trouble.Count -le 0) { continue }
@@ -98,6 +98,7 @@ function Get-ProcessRecords {
   if ($trouble -eq 'empty') { return }
   foreach ($process in @($World.Processes)) {
     if ($trouble -eq 'leave-out' -and $process -eq $World.Service.Process) { continue }
+    if ($trouble -eq 'leave-ruby' -and $process.Name -like 'ruby*') { continue }
     # As Windows' management service gives it: in local time.
     $created = $process.Created.ToLocalTime()
     if ($trouble -eq 'no-date') { $created = $null }
@@ -122,6 +123,8 @@ function Test-Alive($Id) {
   if (-not $SimMe.Processes.ContainsKey("$Id")) {
     $process = Get-SimProcess $Id
     if ($null -eq $process) { return $false }
+    # Windows' own: no handle of it.
+    if ($Id -le 4) { return $true }
     $SimMe.Processes["$Id"] = $process
   }
   -not $SimMe.Processes["$Id"].Ended
@@ -136,7 +139,7 @@ function Send-ServiceOrder($Verb) {
   if ($Verb -eq 'stop') { Add-SimHarm }
   $code = Send-SimOrder $SimMe.Name $Verb
   if ($Verb -eq 'start' -and $code -eq 0 -and $World.Agents.Count -gt 1) {
-    $null = $World.Harm.Add(@{ Kind = 'beside'; Text = 'an agent was started while processes of another one lived' })
+    $null = $World.Harm.Add(@{ Kind = 'beside'; Text = 'an agent was started while processes of another one lived'; Age = 0 })
   }
   Enter-SimCall $World.Blocks
   $code

@@ -29,7 +29,7 @@ function New-SimWorld($Folder, $Bench, $Text) {
     Owners = New-SimList; Objects = @{}; Marks = @{}; HasRegistry = $true; Administrator = $true
     # The next agents that start, in this order, and then all others.
     Agents = New-SimList; Plans = New-SimList; Plan = $null
-    Service = $null; Orders = New-SimList; Harm = New-SimList; Blocks = 0.0
+    Service = $null; Orders = New-SimList; Harm = New-SimList; Blocks = 0.0; LastDeed = 0.0
     # Seconds until a follow-up that was started comes up (never: -1), or the words with which Windows refuses it.
     FollowUpComes = 3.0; FollowUpRefused = ''; FollowUps = New-SimList
     Troubles = New-SimList; Vanishing = 0
@@ -189,6 +189,11 @@ function Stop-SimProcess($Process) {
   $null = $World.FreeIds.Add($Process.Id)
 }
 
+# One of Windows' own, of which nobody gets a handle.
+function New-SimSystemProcess($Name, $Id) {
+  $null = $World.Processes.Add(@{ Name = $Name; Id = $Id; ParentId = 0; Memory = 8KB; CommandLine = $null; Ended = $false; Created = (Get-SimTimeOfDay 0) })
+}
+
 function Get-SimProcess($Id) { foreach ($process in $World.Processes) { if ($process.Id -eq $Id) { return $process } } }
 
 # A process that calls the seam or holds named objects: a run of the script, a follow-up, an installer.
@@ -225,7 +230,7 @@ function Close-SimHandle($Owner, $Name) {
 function Open-SimObject($Owner, $Name) {
   if ($Owner.Handles.ContainsKey($Name)) { return $Owner.Handles[$Name] }
   if (-not $World.Objects.ContainsKey($Name)) {
-    $World.Objects[$Name] = @{ Name = $Name; Holders = New-SimList; Owner = $null; Abandoned = $false; Set = $false; Foreign = $false }
+    $World.Objects[$Name] = @{ Name = $Name; Holders = New-SimList; Owner = $null; Abandoned = $false; Set = $false; Foreign = $false; Began = $World.Clock }
   }
   $object = $World.Objects[$Name]
   if ($object.Foreign) { throw (New-Object -TypeName System.UnauthorizedAccessException -ArgumentList "Access to the path '$Name' is denied.") }
@@ -351,6 +356,17 @@ function Stop-SimInstaller($Installer) {
   if ($Installer.Orders) { $null = Send-SimOrder 'installer' 'start' }
   Close-SimOwner $Installer.Owner
   Write-SimTrace 'installer' 'has ended'
+}
+
+# An upgrade that takes the service away after so many seconds, for so many, and puts it back; without an order to start where it fails and is rolled back.
+function Start-SimUpgrade($Seconds, $Without, $Starts) {
+  Start-SimInstaller ($Seconds + $Without + 5) $false
+  Add-SimDue ($World.Clock + $Seconds) { param($service) $service.Exists = $false } $World.Service
+  Add-SimDue ($World.Clock + $Seconds + $Without) {
+    param($starts)
+    $World.Service.Exists = $true
+    if ($starts) { $null = Send-SimOrder 'installer' 'start' }
+  } $Starts
 }
 
 # Somebody restarts the service as people do: with net.exe or services.msc, which wait for the stop.
@@ -579,7 +595,7 @@ function Add-SimLogLine($Agent, $Level, $Text, $At) {
 function Start-SimHook($Agent, $Deployment, $Seconds, $Fails) {
   $file = New-SimTrackingFile $Deployment 0
   $process = New-SimProcess 'cmd.exe' (Get-SimPoller $Agent).Id 4 "cmd.exe /c C:\ProgramData\Amazon\CodeDeploy\$Deployment\hook.bat"
-  $hook = @{ Agent = $Agent; File = $file; Process = $process; Fails = $Fails; Deployment = $Deployment }
+  $hook = @{ Agent = $Agent; File = $file; Process = $process; Fails = $Fails; Deployment = $Deployment; Began = $World.Clock }
   $null = $Agent.Hooks.Add($hook)
   Write-SimTrace 'agent' "a hook of $Deployment begins, for $Seconds s"
   Add-SimDue ($World.Clock + $Seconds) 'Stop-SimHook' $hook
@@ -688,6 +704,7 @@ function Set-SimAgent($Changes, $Age) {
     $agent.PollEnds = $now + $plan.PollSeconds - 20
     Add-SimDue $agent.PollEnds 'Complete-SimPoll' @{ Agent = $agent; Mode = $mode; Seconds = $plan.PollSeconds }
   }
+  elseif ($mode -eq 'no-metadata') { Add-SimDue ($now + 5) 'Write-SimServiceError' $agent }
   else {
     # It has failed for long, and tries again each 90 s.
     $agent.Failures = 12
@@ -767,11 +784,13 @@ function Get-SimFollowUps { @($World.FollowUps | Where-Object { -not $_.Owner.De
 # A stop that is ordered now would do this.
 function Add-SimHarm {
   $agent = $World.Service.Agent
-  if ($World.Service.State -eq 'Running' -and $null -ne $agent) {
+  # One that stops already is not hurt by being asked once more.
+  if ($World.Service.State -eq 'Running' -and $null -ne $agent -and -not $agent.Stopping) {
     foreach ($hook in $agent.Hooks) {
-      $null = $World.Harm.Add(@{ Kind = 'hook'; Text = "the stop was ordered while $($hook.Deployment) runs a hook" })
+      $null = $World.Harm.Add(@{ Kind = 'hook'; Text = "the stop was ordered while $($hook.Deployment) runs a hook"; Age = $World.Clock - $hook.Began })
     }
   }
-  if ($World.Objects.ContainsKey('Global\_MSIExecute')) { $null = $World.Harm.Add(@{ Kind = 'installer'; Text = 'the stop was ordered while an installer works' }) }
-  if (@(Get-SimFollowUps).Count -eq 0) { $null = $World.Harm.Add(@{ Kind = 'follow-up'; Text = 'the stop was ordered while no follow-up lives' }) }
+  $installer = $World.Objects['Global\_MSIExecute']
+  if ($null -ne $installer) { $null = $World.Harm.Add(@{ Kind = 'installer'; Text = 'the stop was ordered while an installer works'; Age = $World.Clock - $installer.Began }) }
+  if (@(Get-SimFollowUps).Count -eq 0) { $null = $World.Harm.Add(@{ Kind = 'follow-up'; Text = 'the stop was ordered while no follow-up lives'; Age = 0 }) }
 }
