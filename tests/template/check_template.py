@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 import agreement
+import deployer
 import template
 import shipped
 import upgrade
@@ -47,7 +48,12 @@ def check_shipped(finder, _source, text):
     shipped.check(finder, text)
 
 
-CHECKS = (check_function, check_agreement, check_wiring, check_upgrade, check_shipped)
+def check_deployer(finder, source, _text):
+    """The policy for whoever deploys allows what CloudFormation calls for these resources, and nothing beside it."""
+    deployer.check(finder, template.ROOT, source)
+
+
+CHECKS = (check_function, check_agreement, check_wiring, check_upgrade, check_shipped, check_deployer)
 
 
 def main():

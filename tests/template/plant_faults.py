@@ -27,6 +27,7 @@ import agreement
 import check_checkov
 import check_document
 import check_events
+import deployer
 import emulator
 import facts
 import shipped
@@ -58,6 +59,7 @@ class Catchers:
             "agreement": lambda root, source: self.found(agreement.check, root, source),
             "cfn-lint": lambda root, source: shipped.lint(release.restarter((root / "template.yaml").read_text())),
             "checkov": lambda root, source: self.found(check_checkov.check, source, self.judged.result()[(root / "template.yaml").read_text()]),
+            "deployer": lambda root, source: self.found(deployer.check, root, source),
             "document": lambda root, source: check_document.all_problems((root / "template.yaml").read_text(), build.scripts()),
             "event patterns": lambda root, source: self.found(check_events.check_patterns, self.aws, source, root),
             "parameters": lambda root, source: self.parameters((root / "template.yaml").read_text()),
