@@ -13,8 +13,8 @@ import sys
 
 import agreement
 import deployer
-import template
 import shipped
+import template
 import upgrade
 import wiring
 
@@ -46,6 +46,9 @@ def check_upgrade(finder, source, _text):
 def check_shipped(finder, _source, text):
     """What a release holds is the same stack and the same documents, without a macro, and cfn-lint finds nothing in it, in any partition."""
     shipped.check(finder, text)
+    for name, made in shipped.made(text).items():
+        for problem in shipped.lint(made):
+            finder.expect(False, f"{name}: {problem}")
 
 
 def check_deployer(finder, source, _text):
