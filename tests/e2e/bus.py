@@ -506,7 +506,10 @@ class Bus(killed.Stage):
             Capabilities=["CAPABILITY_IAM"],
             Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
         )
-        state = lambda: cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"]  # noqa: E731
+
+        def state():
+            return cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"]
+
         wait_until(f"the end of {operation}", START_LIMIT, lambda: not state().endswith("_IN_PROGRESS"))
         expect_equal(f"state of the stack after {operation} of {name}", state(), f"{operation.split('_')[0].upper()}_COMPLETE")
 
