@@ -27,6 +27,7 @@ import agreement
 import check_checkov
 import check_document
 import check_events
+import check_examples
 import deployer
 import emulator
 import facts
@@ -40,7 +41,7 @@ import build
 import release
 
 # What the checks read.
-COPIED = ["template.yaml", "README.md", "LICENSE", "Cargo.toml", ".ci", "docs", "document", "events", "tests/template", "tests/policy"]
+COPIED = ["template.yaml", "README.md", "LICENSE", "Cargo.toml", ".ci", "docs", "document", "events", "examples", "tests/template", "tests/policy"]
 # The two stacks with most in them, and the one that everybody gets first: a run about all of them would take minutes.
 CHECKOV_SETS = ["defaults", "everything on pipelines", "everything on deployments"]
 # Seconds for one run of the IAM simulator; it takes three.
@@ -62,6 +63,7 @@ class Catchers:
             "deployer": lambda root, source: self.found(deployer.check, root, source),
             "document": lambda root, source: check_document.all_problems((root / "template.yaml").read_text(), build.scripts()),
             "event patterns": lambda root, source: self.found(check_events.check_patterns, self.aws, source, root),
+            "examples": lambda root, source: self.found(check_examples.check, self.aws, root),
             "parameters": lambda root, source: self.parameters((root / "template.yaml").read_text()),
             "policy": lambda root, source: self.policy(root),
             "shipped": lambda root, source: self.found(shipped.check, (root / "template.yaml").read_text()),
