@@ -2,14 +2,16 @@
 """From the event bus to the queue: the stack as `sam deploy` makes it, on an emulator of AWS, with the built function.
 
     tests/e2e/bus_template.py && sam build --config-env emulator
+    .ci/release.py target/release-files x86_64=.aws-sam/build/RestartFunction/bootstrap
     .venv/emulator/bin/python tests/e2e/bus.py --sim target/debug/sim
 
 The emulator (ministack; tests/e2e/requirements.txt) is event bus, Lambda, topic, queues, roles and CloudFormation; CodePipeline, CodeDeploy, Auto Scaling and
 Systems Manager are our own simulated AWS. Events of events/ are put on the bus, and only the queue that subscribes to the stack's topic tells what became of
 them; nothing is invoked directly but a dry run and a malformed request at the end of the first case. Each case has an emulator, hosts and a stack of its own:
 what `sam deploy --config-env emulator` makes of the template less what bus_template.py lists, then what a second one with other parameters makes of that.
-One stack begins with the README's `sam deploy --guided` instead, all of whose questions are expected and answered. The last cases are controls: there something
-is wrong on purpose, and the same checks must find it.
+One stack begins with the README's `sam deploy --guided` instead, all of whose questions are expected and answered. Two are made of the release's restarter.yaml, from
+a bucket: one new, and one that was a stack of the first edition (tests/template/first-edition.json) before. The last cases are controls: there something is wrong on
+purpose, and the same checks must find it.
 
 What the emulator lets pass and AWS would not is read from the deployed stack instead: whether the rule may invoke the function, and may put what it cannot deliver
 into the stack's queue. An event that the bus cannot deliver it drops, so the way from a failing invocation to that queue begins with an asynchronous invocation.
@@ -39,12 +41,17 @@ import botocore.exceptions
 
 import bus_template
 import killed
+import release
 import run
 from bus_template import LEFT_OUT, REWRITTEN, source
 from run import ACCOUNT, EVENTS, REGION, ROOT, Failure, expect, expect_equal, wait_until
 
-# What `sam build --config-env emulator` leaves.
+# What `sam build --config-env emulator` leaves, and what .ci/release.py makes.
 BUILT = ROOT / ".aws-sam/emulator"
+RELEASE = ROOT / "target/release-files"
+ZIP = release.zip_name("x86_64")
+# In the emulator's S3.
+BUCKET = "restarter-releases"
 STACK = "codedeploy-agent-restarter"
 
 # Cases at the same time: what takes processors is `sam deploy`.
@@ -91,6 +98,7 @@ EVERY_OPTION = {
     "ScheduleDeploymentGroup": "my-deployment-group",
     "AlertEmail": "somebody@example.com",
     "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:{GIVEN_TOPIC}",
+    "ExpectEventsWithinDays": "7",
     "InstanceTagValue": "yes",
     "PermissionsBoundaryArn": "arn:aws:iam::aws:policy/PowerUserAccess",
     "LogRetentionDays": "90",
@@ -100,6 +108,15 @@ ONE_PIPELINE = {
     "TopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:{GIVEN_TOPIC}",
     "TopicKeyArn": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1f0e9d8c-7b6a-4f5e-8d4c-3b2a1f0e9d8c",
 }
+# A stack of the first edition in which everything is that holds state, and what may go with an update (tests/template/upgrade.py).
+FIRST_EDITION = {
+    "CustomerKey": "true",
+    "AlertEmail": "somebody@example.com",
+    "ScheduleExpression": "at(2099-01-01T03:00:00)",
+    "ScheduleApplication": "my-application",
+    "ScheduleDeploymentGroup": "my-deployment-group",
+}
+GONE = ["Schedule"]
 # What a newcomer answers to the questions of `sam deploy --guided` about these parameters; to the others, nothing, which takes the default.
 ANSWERS = {"Architecture": "x86_64", "AlertEmail": "somebody@example.com"}
 
@@ -160,6 +177,9 @@ class Case(typing.NamedTuple):
     silent: list[str] = []
     # Whether the first `sam deploy` is the one with questions.
     guided: bool = False
+    # Whether the stack is made of what a release holds, and not by SAM; and whether it was one of the first edition before.
+    released: bool = False
+    upgraded: bool = False
     # Parameters of the second `sam deploy`; none, no second one.
     parameters: dict[str, str] = {}
     # Checks besides.
@@ -305,10 +325,8 @@ def check_failed_events(bus):
 
 def check_every_option(bus):
     """Whatever the template has is there, but for the other trigger's rule."""
-    pages = bus.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=STACK)
-    there = {each["LogicalResourceId"] for page in pages for each in page["StackResourceSummaries"]}
-    # SAM makes one of the function's own.
-    wanted = {*source.read(source.TEMPLATE.read_text())["Resources"], "RestartFunctionEventInvokeConfig"} - {*LEFT_OUT, "PipelineRule", "PipelineRulePermission"}
+    there = set(bus.resources())
+    wanted = {*source.read(source.TEMPLATE.read_text())["Resources"]} - {*LEFT_OUT, "PipelineRule", "PipelineRulePermission"}
     expect_equal("resources", sorted(there), sorted(wanted))
     return f"{len(there)} resources"
 
@@ -343,6 +361,8 @@ CASES = [
         more=[check_every_option],
     ),
     Case("one pipeline, and a topic of one's own", PIPELINE[:1], ["another-pipeline", *NEVER, *DEPLOYMENT], parameters=ONE_PIPELINE),
+    Case("a release's files, without SAM", PIPELINE[:1], ["pipeline-started"], released=True, parameters=ANSWERS),
+    Case("a stack of the first edition, updated", PIPELINE[:1], released=True, upgraded=True, parameters=FIRST_EDITION),
     Case("control: the rule is disabled", PIPELINE[:1], spoil=disable_the_rule, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case("control: a typo in the rule's pattern", PIPELINE[:1], plant=mistype_the_state, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case(
@@ -444,15 +464,59 @@ class Bus(killed.Stage):
             bus_template.write(planted, self.logs / "planted.yaml")
             # SAM would look for its settings beside the template.
             template = ["--config-file", str(ROOT / "samconfig.toml"), "--template-file", str(self.logs / "planted.yaml")]
-        if self.case.guided:
+        if self.case.released:
+            self.deploy_released()
+        elif self.case.guided:
             self.deploy_guided()
         else:
             self.sam("deploy", "deploy", "--config-env", "emulator", *template)
-        if self.case.parameters:
+        if self.case.parameters and not self.case.released:
             parameters = {"Architecture": "x86_64", **self.case.parameters}
             self.sam("update", "deploy", "--config-env", "emulator", *template, "--parameter-overrides", *(f'{key}="{value}"' for key, value in parameters.items()))
         [stack] = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+
+    def deploy_released(self):
+        """What docs/deploy.md says without Rust: zip and template in a bucket, and the stack of these; or the first edition's stack, and then the update."""
+        s3 = self.client("s3")
+        s3.create_bucket(Bucket=BUCKET)
+        s3.put_object(Bucket=BUCKET, Key=ZIP, Body=(RELEASE / ZIP).read_bytes())
+        parameters = {"Architecture": "x86_64", **self.case.parameters}
+        before = {}
+        if self.case.upgraded:
+            first = bus_template.adapted(json.loads((ROOT / "tests/template/first-edition.json").read_text()))
+            first["Resources"]["RestartFunction"]["Properties"]["Code"] = {"S3Bucket": BUCKET, "S3Key": ZIP}
+            self.made("create_stack", "first-edition.json", first, parameters)
+            before = self.resources()
+        template = bus_template.adapted(source.read((RELEASE / "restarter.yaml").read_text()))
+        parameters |= {"CodeBucket": BUCKET, "CodeKey": ZIP}
+        self.made("update_stack" if before else "create_stack", "restarter.json", template, parameters)
+        after = self.resources()
+        expect_equal("resources that went", sorted(set(before) - set(after)), GONE if before else [])
+        expect_equal("resources that were replaced", [name for name, there in before.items() if after.get(name, there) != there], [])
+        self.deployed = [f"updated: {len(before) - len(GONE)} resources as they were, {len(after) - len(before) + len(GONE)} new" if before else f"of {ZIP}"]
+
+    def made(self, operation, name, template, parameters):
+        """Has CloudFormation make or update the stack of a template in the bucket."""
+        self.client("s3").put_object(Bucket=BUCKET, Key=name, Body=json.dumps(template).encode())
+        cloudformation = self.client("cloudformation")
+        getattr(cloudformation, operation)(
+            StackName=STACK,
+            TemplateURL=f"{self.endpoint}/{BUCKET}/{name}",
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        )
+
+        def state():
+            return cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"]
+
+        wait_until(f"the end of {operation}", START_LIMIT, lambda: not state().endswith("_IN_PROGRESS"))
+        expect_equal(f"state of the stack after {operation} of {name}", state(), f"{operation.split('_')[0].upper()}_COMPLETE")
+
+    def resources(self):
+        """The stack's resources, each by its logical name with its physical one."""
+        pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=STACK)
+        return {each["LogicalResourceId"]: each["PhysicalResourceId"] for page in pages for each in page["StackResourceSummaries"]}
 
     def deploy_guided(self):
         """The README's second command with its questions, and what docs/deploy.md says of the next one: the parameters stay as they are."""
@@ -614,7 +678,9 @@ def check_built():
     built, wanted = source.read(path.read_text()), bus_template.emulated(BUILT / "RestartFunction", BUILT)
     for section in ("Parameters", "Rules", "Conditions", "Outputs"):
         expect(built[section] == wanted[section], f"{path}: {section} are not those of template.yaml: {again}")
-    properties = [{name: each["Properties"] for name, each in template["Resources"].items()} for template in (built, wanted)]
+    expect((RELEASE / ZIP).exists(), f"{RELEASE} is not there: run .ci/release.py")
+    expect((RELEASE / "restarter.yaml").read_text() == release.restarter(source.TEMPLATE.read_text()), f"{RELEASE} is not of template.yaml: run .ci/release.py")
+    properties = [{name: each.get("Properties") for name, each in template["Resources"].items()} for template in (built, wanted)]
     expect(properties[0] == properties[1], f"{path}: resources are not those of template.yaml: {again}")
 
 

@@ -42,17 +42,22 @@ REWRITTEN = {
 }
 
 
-def emulated(code, folder):
-    """The template for the emulator, for a file in `folder`; the function's code is to be found in `code`."""
-    template = source.read(source.TEMPLATE.read_text())
+def adapted(template):
+    """A template for the emulator."""
     for resource in LEFT_OUT:
-        del template["Resources"][resource]
+        template["Resources"].pop(resource, None)
     template = without_references(template)
     for condition, expression in REWRITTEN.items():
         # One that is not there any more is an error.
         template["Conditions"].pop(condition)
         template["Conditions"][condition] = expression
-    template["Resources"]["RestartFunction"]["Properties"]["CodeUri"] = os.path.relpath(code, folder)
+    return template
+
+
+def emulated(code, folder):
+    """template.yaml for the emulator, for a file in `folder`; the function's code is to be found in `code`."""
+    template = adapted(source.read(source.TEMPLATE.read_text()))
+    template["Resources"]["RestartFunction"]["Properties"]["Code"] = os.path.relpath(code, folder)
     listing = template["Metadata"]["AWS::ServerlessRepo::Application"]
     for document in ("LicenseUrl", "ReadmeUrl"):
         listing[document] = os.path.relpath(ROOT / listing[document], folder)

@@ -23,7 +23,7 @@ from granted import (
 
 ELSEWHERE = "999999999999"
 TAG = "ssm:resourceTag/AgentRestart"
-TAG_VALUE = "After deployment"
+TAG_VALUE = "After-deployment"
 GIVEN_KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/66666666-7777-8888-9999-000000000000"
 # What the owner of a key that is given must have written into its policy: that the account's roles may use it as their own policies say.
 GIVEN_KEYS_POLICY = {
@@ -375,11 +375,12 @@ def uses_of_the_key():
     """Alarms publish to the encrypted topic, rules send to the encrypted queue, SNS delivers to such queues; CloudWatch keeps the encrypted log."""
     for name in ("kms:Decrypt", "kms:GenerateDataKey"):
         others = [principal("s3.amazonaws.com"), SOMEBODY_ELSE, action("kms:ScheduleKeyDeletion"), action("kms:PutKeyPolicy")]
-        # That these two tell KMS the account in whose name they ask is documented nowhere, so they must be allowed without.
-        for service in ("cloudwatch", "events"):
-            yield by_service("policy of Key", Request(f"{service}.amazonaws.com", name, KEY), others)
-        request = Request("sns.amazonaws.com", name, KEY, (("aws:SourceAccount", ACCOUNT),))
-        yield by_service("policy of Key", request, [*OTHER_SOURCE_ACCOUNTS, *others])
+        # EventBridge does not tell KMS the account in whose name it asks, so it must be allowed without.
+        # https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html#compatibility-with-aws-services
+        yield by_service("policy of Key", Request("events.amazonaws.com", name, KEY), others)
+        for service in ("cloudwatch", "sns"):
+            request = Request(f"{service}.amazonaws.com", name, KEY, (("aws:SourceAccount", ACCOUNT),))
+            yield by_service("policy of Key", request, [*OTHER_SOURCE_ACCOUNTS, *others])
     for name in ("kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:DescribeKey"):
         request = Request(f"logs.{REGION}.amazonaws.com", name, KEY, ((LOGS_CONTEXT, LOG_GROUP),))
         changes = [

@@ -67,11 +67,11 @@ class StackCheck:
             self.problems.append(f"stack with {self.stack.name}: {problem}")
 
 
-def prepare(translated, stack, stories, needed=frozenset()):
+def prepare(source, stack, stories, needed=frozenset()):
     """What the stack grants and has to, before the simulator is asked. It will not be asked about the parts that are needed in any case."""
     check = StackCheck(stack)
     try:
-        check.grants = granted.grants(translated, stack.parameters)
+        check.grants = granted.grants(source, stack.parameters)
     except granted.Unresolved as error:
         check.expect(False, str(error))
         return check
@@ -316,8 +316,8 @@ def main():
     started = time.monotonic()
     try:
         stories = calls.read(arguments.transcripts)
-        translated = granted.translated_template()
-        checks = [prepare(translated, stack, stories) for stack in cases.STACKS]
+        source = granted.read_template()
+        checks = [prepare(source, stack, stories) for stack in cases.STACKS]
     except calls.Unreadable as error:
         sys.exit(f"policy: {error}")
     judge(checks, ask(checks))

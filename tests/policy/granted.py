@@ -1,6 +1,6 @@
 """What a stack of template.yaml grants: the policies that CloudFormation would hand to IAM, SQS and KMS, with every intrinsic function resolved.
 
-template.yaml is translated and its conditions are decided by tests/template; what is left are references to resources, whose values are given here.
+The conditions of template.yaml are decided by tests/template; what is left are references to resources, whose values are given here.
 """
 
 import pathlib
@@ -71,14 +71,14 @@ class Grants:
         return replace(self, resources=self.resources | {subject: policy})
 
 
-def translated_template():
-    """template.yaml as SAM translates it."""
-    return template.translated(template.read(template.TEMPLATE.read_text()))
+def read_template():
+    """template.yaml as data."""
+    return template.read(template.TEMPLATE.read_text())
 
 
-def grants(translated, parameters):
-    """The grants of the translated template with these parameters."""
-    resources = stacks.stack(translated, parameters)["Resources"]
+def grants(source, parameters):
+    """The grants of the template with these parameters."""
+    resources = stacks.stack(source, parameters)["Resources"]
     for name, resource in resources.items():
         kind = resource["Type"]
         if kind not in POLICIES and (kind.startswith("AWS::IAM::") or kind.endswith("Policy")):

@@ -81,9 +81,9 @@ def leave_out(statement):
     statement["Ref"] = "AWS::NoValue"
 
 
-def each_widening(translated, stack):
+def each_widening(source, stack):
     """Without what keeps a statement of this stack narrow: its resource, its condition, the Deny itself. What else it can lose, the check itself leaves out."""
-    grants = granted.grants(translated, STACKS[stack].parameters)
+    grants = granted.grants(source, STACKS[stack].parameters)
     for subject, policy in grants.policies().items():
         owner = subject.split(" of ")[-1]
         for sid, statement in statements(policy).items():
@@ -98,7 +98,7 @@ def each_widening(translated, stack):
 
 def in_statement(owner, sid, change):
     """A plant that changes a statement."""
-    return lambda translated, _: change(statements(translated["Resources"][owner])[sid])
+    return lambda source, _: change(statements(source["Resources"][owner])[sid])
 
 
 def edited(owner, sid, **fields):
@@ -156,31 +156,32 @@ def listed(*names):
     return role("ReadNoPipelineButTheListed", NotResource=[f"arn:*:codepipeline:*:*:{name}" for name in names])
 
 
-def attach_managed_policy(translated, _):
-    translated["Resources"]["FunctionRole"]["Properties"]["ManagedPolicyArns"] = ["arn:aws:iam::aws:policy/AmazonSSMFullAccess"]
+def attach_managed_policy(source, _):
+    source["Resources"]["FunctionRole"]["Properties"]["ManagedPolicyArns"] = ["arn:aws:iam::aws:policy/AmazonSSMFullAccess"]
 
 
-def add_trust(translated, _):
-    trust = translated["Resources"]["FunctionRole"]["Properties"]["AssumeRolePolicyDocument"]
+def add_trust(source, _):
+    trust = source["Resources"]["FunctionRole"]["Properties"]["AssumeRolePolicyDocument"]
     trust["Statement"].append(copy.deepcopy(trust["Statement"][0]) | {"Principal": ACCOUNT_ROOT})
 
 
-def add_policy_resource(translated, _):
-    translated["Resources"]["More"] = {"Type": "AWS::IAM::Policy", "Properties": {}}
+def add_policy_resource(source, _):
+    source["Resources"]["More"] = {"Type": "AWS::IAM::Policy", "Properties": {}}
 
 
 def repeated(**fields):
     """A plant that tells the topic in a second statement."""
 
-    def plant(translated, _):
-        policy = translated["Resources"]["FunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]
+    def plant(source, _):
+        policy = source["Resources"]["FunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]
         policy["Statement"].append(copy.deepcopy(statements(policy)["TellTheTopic"]) | fields)
 
     return plant
 
 
 MISSING = "must be allowed, and is refused"
-ALARMS_AND_RULES = "AlarmsAndRules"
+ALARMS = "AlarmsToTheTopic"
+RULES = "RulesToTheQueue"
 KEEP_FOR_THE_RULE = "KeepWhatTheRuleCannotDeliver"
 LONGER = "with -2 behind it"
 ACCOUNT_ROOT = {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
@@ -225,10 +226,11 @@ IN_POLICIES = [
     Fault("anybody may be the function", role("trust", Principal={"AWS": "*"}), ":role/somebody"),
     Fault("more services may be the function", role("trust", Principal={"Service": ["lambda.amazonaws.com", "ec2.amazonaws.com"]}), "by ec2.amazonaws.com"),
     Fault("every function", edited("ScheduleRole", "InvokeTheFunction", Resource=in_account("lambda:*", "function:*")), "function: another one", "schedule"),
-    Fault("the key for every service", edited("Key", ALARMS_AND_RULES, Principal="*"), "by s3.amazonaws.com", "own key"),
-    Fault("the key not for alarms", edited("Key", ALARMS_AND_RULES, Principal=service("events")), "by cloudwatch.amazonaws.com", "own key"),
-    Fault("the key not for rules", edited("Key", ALARMS_AND_RULES, Principal=service("cloudwatch")), "by events.amazonaws.com", "own key"),
-    Fault("the key only for who tells its account", edited("Key", ALARMS_AND_RULES, Condition=source_account(ACCOUNT)), MISSING, "own key"),
+    Fault("the key for every service", edited("Key", RULES, Principal="*"), "by s3.amazonaws.com", "own key"),
+    Fault("the key not for alarms", edited("Key", ALARMS, Principal=service("events")), "by cloudwatch.amazonaws.com", "own key"),
+    Fault("the key not for rules", edited("Key", RULES, Principal=service("cloudwatch")), "by events.amazonaws.com", "own key"),
+    Fault("the key only for who tells its account", edited("Key", RULES, Condition=source_account(ACCOUNT)), MISSING, "own key"),
+    Fault("the key for anybody's alarms", edited("Key", ALARMS, Condition=source_account("*")), f"SourceAccount: {cases.ELSEWHERE}", "own key"),
     Fault("the key for anybody's topics", edited("Key", "TopicToQueuesWithThisKey", Condition=source_account("*")), f"SourceAccount: {cases.ELSEWHERE}", "own key"),
     Fault("the key for every account", edited("Key", "TheAccountDecidesByItsOwnPolicies", Principal={"AWS": "*"}), ":role/somebody", "own key"),
     Fault("the queue for any rule", rule_condition(in_account("events:*", "rule/*")), "the rule of the other trigger"),
@@ -248,7 +250,7 @@ UNNEEDED = [
     Fault("a document that runs anything", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, POWERSHELL]), f"nobody needs Resource {POWERSHELL}"),
     Fault("other topics too", role("TellTheTopic", Resource=[{"Ref": "Topic"}, OTHER_TOPICS]), f"nobody needs Resource {OTHER_TOPICS}"),
     Fault("a pipeline that is not listed", listed(PIPELINE, cases.OTHER_LISTED, "secret"), "nobody needs NotResource arn:*:codepipeline:*:*:secret", "listed pipelines"),
-    Fault("the key for Lambda", edited("Key", ALARMS_AND_RULES, Principal=service("cloudwatch", "events", "lambda")), "nobody needs Principal Service lambda", "own key"),
+    Fault("the key for Lambda", edited("Key", RULES, Principal=service("events", "lambda")), "nobody needs Principal Service lambda", "own key"),
     Fault("one more action on the key", edited("Key", "TopicToQueuesWithThisKey", Action=[*KEY_ACTIONS, "kms:Encrypt"]), "nobody needs Action kms:Encrypt", "own key"),
     Fault("the key through one more service", role("UseTheStacksKey", Condition=via(["sns.*", "sqs.*", "ssm.*"])), "kms:ViaService ssm.*", "own key"),
     Fault("the queue for topics", edited("FailedEventsPolicy", KEEP_FOR_THE_RULE, Principal=service("events", "sns")), "nobody needs Principal Service sns"),
@@ -315,22 +317,22 @@ def unread(line):
     return ""
 
 
-def planted(fault, translated, needed):
+def planted(fault, source, needed):
     """The check of the fault's stack, with the fault in the template or in the stories. What is needed without the fault is not asked about again."""
-    translated, stories = copy.deepcopy(translated), usual_stories()
-    fault.plant(translated, stories)
-    return prepare(translated, STACKS[fault.stack], stories, needed)
+    source, stories = copy.deepcopy(source), usual_stories()
+    fault.plant(source, stories)
+    return prepare(source, STACKS[fault.stack], stories, needed)
 
 
 def main():
     """Plants each fault, asks about all of them at once, and tells those that were not found."""
     started = time.monotonic()
-    translated = granted.translated_template()
-    widenings = {fault.name: fault for stack in FULL for fault in each_widening(translated, stack)}
+    source = granted.read_template()
+    widenings = {fault.name: fault for stack in FULL for fault in each_widening(source, stack)}
     faults = [*widenings.values(), *IN_POLICIES, *UNNEEDED, *BROADER, *IN_STORIES]
-    sound = [prepare(translated, stack, usual_stories()) for stack in cases.STACKS]
+    sound = [prepare(source, stack, usual_stories()) for stack in cases.STACKS]
     needed = {need.part for check in sound for need in check.needs}
-    faulty = [planted(fault, translated, needed) for fault in faults]
+    faulty = [planted(fault, source, needed) for fault in faults]
     questions = ask([*sound, *faulty])
     for run in [sound, *([check] for check in faulty)]:
         judge(run, questions)

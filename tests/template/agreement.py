@@ -38,7 +38,7 @@ EDGES = {
         ["alias/aws/sns", "arn:aws:kms:eu-west-1:123456789012:alias/topics", "1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:eu-west-1:123456789012:key/*"],
     ),
     "AlertEmail": (["", "somebody@example.com", "a+b@c.d"], ["somebody", "@example.com", "somebody@", "a@b@c", "a b@c.d"]),
-    "InstanceTagValue": (["", "true", "after deployment", "a+b=c.d:e/f@g_h-i", "v" * 256], ["v" * 257, "*", "a?", "${aws:PrincipalTag/x}", "a,b"]),
+    "InstanceTagValue": (["", "true", "a+b=c.d:e/f@g_h-i", "v" * 256], ["v" * 257, "after deployment", " true", " ", "*", "a?", "${aws:PrincipalTag/x}", "a,b"]),
     "PermissionsBoundaryArn": (
         ["", "arn:aws:iam::123456789012:policy/boundary", "arn:aws:iam::aws:policy/PowerUserAccess", "arn:aws-cn:iam::123456789012:policy/team/b"],
         ["boundary", "arn:aws:iam::123456789012:role/boundary", "arn:aws:iam::123456789012:policy/", "arn:aws:iam:eu-west-1:123456789012:policy/b"],
@@ -265,6 +265,8 @@ def check_publication(finder, root, template):
     finder.expect(published.get("Name") == package["name"], f"published as {published.get('Name')}, Cargo.toml says {package['name']}")
     for key in ("LicenseUrl", "ReadmeUrl"):
         finder.expect((root / published.get(key, "missing")).is_file(), f"{key} is {published.get(key)!r}, which is no file here")
+    told = re.findall(r"download v(\S+)|-(\d[\d.]*)-(?:arm64|x86_64)\.zip", (root / "docs/deploy.md").read_text())
+    finder.expect({"".join(each) for each in told} == {package["version"]}, f"docs/deploy.md has commands for the releases {told}, Cargo.toml says {package['version']}")
     members = botocore.session.get_session().get_service_model("serverlessrepo").operation_model("CreateApplication").input_shape.members
     for key in ("Name", "Description", "Author", "Labels"):
         for value in published.get(key, []) if key == "Labels" else [published.get(key, "")]:

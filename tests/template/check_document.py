@@ -3,11 +3,10 @@
 
     tests/template/check_document.py                 # the check
     tests/template/check_document.py --planted       # the check, and then mistakes in the documents, each of which has to be found
-    tests/template/check_document.py --write         # copies the scripts of document/ into the template first
-    tests/template/check_document.py --json linux    # prints the document for Linux, or `windows`, as JSON, for `aws ssm create-document`
 
-Needs PyYAML. The check itself also needs botocore, whose model of CreateDocument it uses, and Cargo, which runs the test that tells of the function (facts.py);
-the first two come with the SAM command line. Makes no call to AWS. Prints every disagreement, one a line, and ends with 1 if there is any.
+document/build.py puts the scripts into the template; what is right is written down here once more. Needs PyYAML, botocore, whose model of CreateDocument it uses,
+and Cargo, which runs the test that tells of the function (facts.py); the first two come with the SAM command line. Makes no call to AWS. Prints every disagreement,
+one a line, and ends with 1 if there is any.
 """
 
 import copy
@@ -16,7 +15,9 @@ import re
 import sys
 
 import facts
-from template import ROOT, TEMPLATE, read
+from template import TEMPLATE, read
+
+import build
 
 # Each document: its only step, that one's action, the platform of its precondition, its script, and the form of a line that hands a parameter over to it.
 DOCUMENTS = {
@@ -59,26 +60,6 @@ class Finder:
             self.expect(set(found) <= known, f"{what} has unknown keys {sorted(set(found) - known)}")
             return True
         return False
-
-
-def scripts():
-    """The scripts of document/, by their names in the repository."""
-    return {path: (ROOT / path).read_bytes() for _, _, _, path, _ in DOCUMENTS.values()}
-
-
-def rewritten(template, sources):
-    """The template's text with the scripts in their places: below `# document/NAME, verbatim`, as a block literal."""
-    for path, source in sources.items():
-        pattern = re.compile(rf"(?m)^( *)# {re.escape(path)}, verbatim.*\n(?: *# .*\n)*( *)- \|\n(?:\2  .*\n| *\n)*")
-        found = list(pattern.finditer(template))
-        if len(found) != 1:
-            sys.exit(f"template.yaml has {len(found)} places `# {path}, verbatim`, not one")
-        head = found[0].group(0).split("- |\n")[0] + "- |\n"
-        indent = found[0].group(2) + "  "
-        lines = source.decode("ascii").splitlines()
-        block = "".join(f"{indent}{line}\n" if line else "\n" for line in lines)
-        template = template[: found[0].start()] + head + block + template[found[0].end() :]
-    return template
 
 
 def check_scripts(finder, sources):
@@ -171,7 +152,7 @@ def check_step(finder, step, document, sources):
     if script.encode() != sources[path]:
         theirs, ours = script.splitlines(), sources[path].decode(errors="replace").splitlines()
         line = next((n for n, (a, b) in enumerate(zip(theirs, ours), 1) if a != b), min(len(theirs), len(ours)) + 1)
-        finder.expect(False, f"step {name} differs from {path} from its line {line} on; `tests/template/check_document.py --write` copies it again")
+        finder.expect(False, f"step {name} differs from {path} from its line {line} on; `python3 document/build.py` puts it there again")
 
 
 def check_content(finder, content, document, sources):
@@ -209,9 +190,11 @@ def check_limits(finder, content):
     finder.expect(re.fullmatch(shape.members["Name"].metadata["pattern"], request["Name"]), "CreateDocument refuses the name")
 
 
-def all_problems(resources, sources):
-    """Everything that is wrong with the documents and their scripts."""
+def all_problems(text, sources, resources=None):
+    """Everything that is wrong with the documents in the text of a template, or with these of its resources, and with the scripts."""
+    resources = resources or read(text)["Resources"]
     finder = Finder()
+    finder.expect(build.built(text, sources) == text, "the end of template.yaml is not what document/build.py writes there: run it")
     check_contract(finder)
     check_scripts(finder, sources)
     found = {name for name, resource in resources.items() if resource.get("Type") == "AWS::SSM::Document"}
@@ -308,12 +291,12 @@ def planted(resources, sources):
     ]
 
 
-def prove_that_it_can_fail(resources, sources):
+def prove_that_it_can_fail(text, sources):
     """Plants every mistake, and gives those that are not found as what they are."""
     missed = []
-    mistakes = planted(resources, sources)
+    mistakes = planted(read(text)["Resources"], sources)
     for name, word, (changed, new) in mistakes:
-        found = all_problems(changed, new)
+        found = all_problems(text, new, changed)
         if not any(word in problem for problem in found):
             missed.append(f"planted and not found as {word!r}: {name}; found {found}")
     print(f"document: {len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes found")
@@ -321,30 +304,19 @@ def prove_that_it_can_fail(resources, sources):
 
 
 def main():
-    """Rewrites the template if asked to, then checks it and, if asked to, that the check can fail; or prints a document."""
+    """Checks the documents and, if asked to, that the check can fail."""
     wishes = sys.argv[1:]
-    by_platform = {step: document for document, (step, *_) in DOCUMENTS.items()}
-    printed = wishes[:1] == ["--json"] and len(wishes) == 2 and wishes[1] in by_platform
-    if not printed and wishes not in ([], ["--planted"], ["--write"]):
+    if wishes not in ([], ["--planted"]):
         sys.exit(__doc__)
-    sources = scripts()
-    if wishes == ["--write"]:
-        before = TEMPLATE.read_text()
-        after = rewritten(before, sources)
-        if after != before:
-            TEMPLATE.write_text(after)
-            print("document: copied the scripts into template.yaml")
-    resources = read(TEMPLATE.read_text())["Resources"]
-    if printed:
-        print(as_json(resources[by_platform[wishes[1]]]["Properties"]["Content"]))
-        return
-    problems = all_problems(resources, sources)
+    text, sources = TEMPLATE.read_text(), build.scripts()
+    problems = all_problems(text, sources)
     if not problems:
+        resources = read(text)["Resources"]
         sizes = {name: len(as_json(resources[name]["Properties"]["Content"]).encode()) for name in DOCUMENTS}
         print(f"document: ok, {sizes} of {MAX_DOCUMENT} bytes each")
         # Planted into documents with mistakes of their own, a mistake could be taken for one of those.
         if wishes == ["--planted"]:
-            problems = prove_that_it_can_fail(resources, sources)
+            problems = prove_that_it_can_fail(text, sources)
     for problem in problems:
         print(f"document: {problem}", file=sys.stderr)
     sys.exit(1 if problems else 0)

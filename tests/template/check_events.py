@@ -4,8 +4,9 @@
     tests/template/check_events.py [--python .venv/emulator/bin/python] [--template FILE]
 
 The emulator's CloudFormation makes the rules of template.yaml for several sets of parameters, and its EventBridge holds their patterns against the files of
-events/ and against small changes of them. Its CloudFormation also judges the Rules section: every forbidden combination of parameters must be refused, with our
-own words, and every combination that makes sense must not. Needs PyYAML and botocore, and the emulator's own environment (tests/e2e/requirements.txt).
+events/ and against small changes of them. Its CloudFormation also judges the Rules section of restarter.yaml, which holds the template's: every forbidden
+combination of parameters must be refused, with our own words, and every combination that makes sense must not; so with documents.yaml. Needs PyYAML and botocore,
+and the emulator's own environment (tests/e2e/requirements.txt).
 """
 
 import argparse
@@ -19,6 +20,8 @@ import agreement
 import emulator
 import stacks
 import template
+
+import release
 
 PIPELINE_SUCCESSES = {"pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"}
 PIPELINE_ENDS = PIPELINE_SUCCESSES | {"pipeline-failed", "pipeline-stopped", "pipeline-superseded"}
@@ -59,12 +62,21 @@ FORBIDDEN = [
     ("EmailIsForTheOwnTopic", stacks.GIVEN_TOPIC | stacks.EMAIL),
     ("KeyIsForTheGivenTopic", stacks.TOPIC_KEY),
     ("KeyIsForTheGivenTopic", stacks.TOPIC_KEY | stacks.OWN_KEY),
+    ("CodeIsSomewhere", {"CodeBucket": ""}),
+    ("CodeIsSomewhere", {"CodeKey": ""}),
+    ("ZipForArm64", {"CodeKey": release.zip_name("arm64"), "Architecture": "x86_64"}),
+    ("ZipForX86", {"CodeKey": release.zip_name("x86_64")}),
 ]
+# The zips' names with the processor that they are for.
+ALLOWED = [{"CodeKey": release.zip_name(processor), "Architecture": processor} for processor in release.MACHINES]
+NAMES = {"DocumentName": "restarter-RestartDocument-AbCdEf", "WindowsDocumentName": "restarter-WindowsRestartDocument-AbCdEf"}
 
 
-def check(finder, aws, source, root):
+def check(finder, aws, text, root):
     """Everything, with one running emulator; gives how many questions it answered."""
-    return check_patterns(finder, aws, source, root) + check_parameters(finder, aws, source, stacks.every_set())
+    asked = check_patterns(finder, aws, template.read(text), root)
+    asked += check_parameters(finder, aws, template.read(release.restarter(text)), [*stacks.every_set(), *ALLOWED])
+    return asked + check_document_names(finder, aws)
 
 
 def only_rules(source, values):
@@ -136,21 +148,46 @@ def changes(event, values):
     yield changed(True, "a-new-field", "x", inside=True)
 
 
-def check_parameters(finder, aws, source, sets):
-    """Combinations of parameters that a rule forbids are refused in that rule's words, and values beyond the edge of a pattern in the parameter's; all of these
-    sets are taken."""
+def refuser(aws, source):
+    """A function that tells what CloudFormation says to a set of parameters of this template, if it refuses them."""
     # A stack needs a resource; what is asked is decided before any is made.
     shell = {key: value for key, value in source.items() if key in ("AWSTemplateFormatVersion", "Parameters", "Rules")}
     shell["Resources"] = {"Nothing": {"Type": "AWS::CloudFormation::WaitConditionHandle"}}
-    asked = 0
 
     def refusal(values):
-        nonlocal asked
-        asked += 1
         try:
             aws.allow(shell, values)
         except emulator.Refused as refused:
             return str(refused)
+
+    return refusal
+
+
+def check_document_names(finder, aws):
+    """documents.yaml takes two names, each of a form that Systems Manager takes."""
+    refusal = refuser(aws, template.read(release.documents()))
+    refused = [
+        (NAMES | {"DocumentName": ""}, "the stack's output DocumentName"),
+        (NAMES | {"WindowsDocumentName": "arn:aws:ssm:eu-west-1:123456789012:document/restarter"}, "the stack's output WindowsDocumentName"),
+        (NAMES | {"WindowsDocumentName": NAMES["DocumentName"]}, "are two documents"),
+    ]
+    for values, words in refused:
+        told = refusal(values)
+        finder.expect(told and words in told, f"documents.yaml should refuse {values} with {words!r}; CloudFormation says {told!r}")
+    told = refusal(NAMES)
+    finder.expect(told is None, f"documents.yaml should take {NAMES}; CloudFormation says {told!r}")
+    return len(refused) + 1
+
+
+def check_parameters(finder, aws, source, sets):
+    """Combinations of restarter.yaml's parameters that a rule forbids are refused in that rule's words, and values beyond the edge of a pattern in the parameter's;
+    all of these sets are taken."""
+    asked, refused_by = 0, refuser(aws, source)
+
+    def refusal(values):
+        nonlocal asked
+        asked += 1
+        return refused_by(stacks.CODE | values)
 
     forbidden = {rule for rule, _ in FORBIDDEN}
     finder.expect(forbidden == set(source["Rules"]), f"there are the rules {sorted(source['Rules'])}, and forbidden combinations for {sorted(forbidden)}")
@@ -177,7 +214,7 @@ def main():
     arguments = parser.parse_args()
     finder = template.Finder()
     with emulator.running(template.tool(arguments.python, emulator.REQUIREMENTS)) as aws:
-        asked = check(finder, aws, template.read(arguments.template.read_text()), template.ROOT)
+        asked = check(finder, aws, arguments.template.read_text(), template.ROOT)
     print(f"events: {'PROBLEMS' if finder.problems else 'ok'}, {asked} questions to the emulator")
     for problem in finder.problems:
         print(f"events: {problem}", file=sys.stderr)

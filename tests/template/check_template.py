@@ -3,26 +3,28 @@
 
     tests/template/check_template.py [--template FILE]
 
-Needs the Python packages that come with the SAM command line (PyYAML, botocore, aws-sam-translator, cfn-lint), and Cargo, which runs the test that tells of the
+Needs the Python packages that come with the SAM command line (PyYAML, botocore, cfn-lint), and Cargo, which runs the test that tells of the
 function (facts.py). Makes no call to AWS. Prints every disagreement, one a line, and ends with 1 if there is any.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
 import agreement
+import deployer
+import shipped
 import template
+import upgrade
 import wiring
 
 
-def check_agreement(finder, source, _translation):
+def check_agreement(finder, source, _text):
     """Settings, outcomes, parameters, alarms, console and publication agree with the function, docs/, document/README.md and Cargo.toml."""
     agreement.check(finder, template.ROOT, source)
 
 
-def check_function(finder, source, _translation):
+def check_function(finder, source, _text):
     """The limits that the function's own timing rests on."""
     properties = source["Resources"]["RestartFunction"]["Properties"]
     finder.expect(properties["Timeout"] == 900, "the function's timeout is not 900 s")
@@ -31,39 +33,42 @@ def check_function(finder, source, _translation):
     finder.expect(source["Parameters"]["Architecture"]["Default"] == "arm64", "the default architecture is not arm64")
 
 
-def check_wiring(finder, _source, translation):
+def check_wiring(finder, source, _text):
     """In every stack that the template can become, callers may call, what fails is kept, alarms are about real metrics, and each property was decided about."""
-    wiring.check(finder, translation)
+    wiring.check(finder, source)
 
 
-def check_lint(finder, _source, translation):
-    """The CloudFormation template that SAM makes of it passes cfn-lint, which sees more there than in the source, and sees both sides of each condition."""
-    for problem in lint(translation):
-        finder.expect(False, f"cfn-lint on the translated template: {problem}")
+def check_upgrade(finder, source, _text):
+    """A stack of the first edition keeps its queue, logs, topic and key when it is updated."""
+    upgrade.check(finder, source)
 
 
-def lint(translation):
-    """What cfn-lint says about a CloudFormation template: also its warnings, which tell of references to what a condition may leave out."""
-    from cfnlint import lint
-    from cfnlint.config import ManualArgs
+def check_shipped(finder, _source, text):
+    """What a release holds is the same stack and the same documents, without a macro, and cfn-lint finds nothing in it, in any partition."""
+    shipped.check(finder, text)
+    for name, made in shipped.made(text).items():
+        for problem in shipped.lint(made):
+            finder.expect(False, f"{name}: {problem}")
 
-    found = lint(json.dumps(translation), config=ManualArgs(regions=["us-east-1"]))
-    return [f"{match.rule.id} {match.message} at {'/'.join(map(str, match.path or []))}" for match in found]
+
+def check_deployer(finder, source, _text):
+    """The policy for whoever deploys allows what CloudFormation calls for these resources, and nothing beside it."""
+    deployer.check(finder, template.ROOT, source)
 
 
-CHECKS = (check_function, check_agreement, check_wiring, check_lint)
+CHECKS = (check_function, check_agreement, check_wiring, check_upgrade, check_shipped, check_deployer)
 
 
 def main():
     """Runs every check, and shows all problems at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=pathlib.Path, default=template.TEMPLATE)
-    source = template.read(parser.parse_args().template.read_text())
-    translation = template.translated(source)
+    text = parser.parse_args().template.read_text()
+    source = template.read(text)
     problems = []
     for check in CHECKS:
         finder = template.Finder()
-        check(finder, source, translation)
+        check(finder, source, text)
         print(f"{check.__name__}: {'ok' if not finder.problems else 'PROBLEMS'} - {check.__doc__}")
         problems += finder.problems
     for problem in problems:

@@ -78,8 +78,9 @@ class Emulator:
             "endpoint_url": f"http://127.0.0.1:{port}",
             "config": botocore.config.Config(retries={"total_max_attempts": 1}, proxies={}),
         }
-        self.cloudformation = session.create_client("cloudformation", **options)
-        self.events = session.create_client("events", **options)
+        self.client = lambda service: session.create_client(service, **options)
+        self.cloudformation = self.client("cloudformation")
+        self.events = self.client("events")
 
     def fits(self, pattern, event):
         """Whether the event fits the pattern."""
@@ -93,6 +94,11 @@ class Emulator:
 
     def patterns(self, template, values):
         """Makes the stack, and gives the pattern of each rule that it has then, by the rule's name in the template."""
+        rules = [resource for resource in self.made(template, values) if resource["ResourceType"] == "AWS::Events::Rule"]
+        return {rule["LogicalResourceId"]: self.events.describe_rule(Name=rule["PhysicalResourceId"])["EventPattern"] for rule in rules}
+
+    def made(self, template, values):
+        """Makes the stack, and gives its resources."""
         self.stacks += 1
         request = self.request(template, values)
         with refusals():
@@ -104,9 +110,7 @@ class Emulator:
             time.sleep(0.02)
         if status["StackStatus"] != "CREATE_COMPLETE":
             raise RuntimeError(f"the stack is {status['StackStatus']}: {status.get('StackStatusReason')}")
-        made = self.cloudformation.describe_stack_resources(StackName=request["StackName"])["StackResources"]
-        rules = [resource for resource in made if resource["ResourceType"] == "AWS::Events::Rule"]
-        return {rule["LogicalResourceId"]: self.events.describe_rule(Name=rule["PhysicalResourceId"])["EventPattern"] for rule in rules}
+        return self.cloudformation.describe_stack_resources(StackName=request["StackName"])["StackResources"]
 
     def request(self, template, values):
         """What CreateStack and CreateChangeSet have in common."""

@@ -27,15 +27,21 @@ import agreement
 import check_checkov
 import check_document
 import check_events
-import check_template
+import check_examples
+import deployer
 import emulator
 import facts
+import shipped
 import stacks
 import template
+import upgrade
 import wiring
 
+import build
+import release
+
 # What the checks read.
-COPIED = ["template.yaml", "README.md", "LICENSE", "Cargo.toml", "docs", "document", "events", "tests/template", "tests/policy"]
+COPIED = ["template.yaml", "README.md", "LICENSE", "Cargo.toml", ".ci", "docs", "document", "events", "examples", "tests/template", "tests/policy"]
 # The two stacks with most in them, and the one that everybody gets first: a run about all of them would take minutes.
 CHECKOV_SETS = ["defaults", "everything on pipelines", "everything on deployments"]
 # Seconds for one run of the IAM simulator; it takes three.
@@ -52,13 +58,17 @@ class Catchers:
         self.judged = None
         self.by_name = {
             "agreement": lambda root, source: self.found(agreement.check, root, source),
-            "cfn-lint": lambda root, source: check_template.lint(template.translated(source)),
+            "cfn-lint": lambda root, source: shipped.lint(release.restarter((root / "template.yaml").read_text())),
             "checkov": lambda root, source: self.found(check_checkov.check, source, self.judged.result()[(root / "template.yaml").read_text()]),
-            "document": lambda root, source: check_document.all_problems(source["Resources"], check_document.scripts()),
+            "deployer": lambda root, source: self.found(deployer.check, root, source),
+            "document": lambda root, source: check_document.all_problems((root / "template.yaml").read_text(), build.scripts()),
             "event patterns": lambda root, source: self.found(check_events.check_patterns, self.aws, source, root),
-            "parameters": lambda root, source: self.found(check_events.check_parameters, self.aws, source, stacks.SETS.values()),
+            "examples": lambda root, source: self.found(check_examples.check, self.aws, root),
+            "parameters": lambda root, source: self.parameters((root / "template.yaml").read_text()),
             "policy": lambda root, source: self.policy(root),
-            "wiring": lambda root, source: self.found(wiring.check, template.translated(source)),
+            "shipped": lambda root, source: self.found(shipped.check, (root / "template.yaml").read_text()),
+            "upgrade": lambda root, source: self.found(upgrade.check, source),
+            "wiring": lambda root, source: self.found(wiring.check, source),
         }
 
     def found(self, check, *about):
@@ -66,6 +76,10 @@ class Catchers:
         finder = template.Finder()
         check(finder, *about)
         return finder.problems
+
+    def parameters(self, text):
+        """Which sets of parameters restarter.yaml takes."""
+        return self.found(check_events.check_parameters, self.aws, template.read(release.restarter(text)), [*stacks.SETS.values(), *check_events.ALLOWED])
 
     def judge(self, texts):
         """What checkov says of each of these templates: in one run, since nearly all of its time is its start."""

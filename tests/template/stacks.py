@@ -25,14 +25,17 @@ NAMED = {"PipelineNames": "my-pipeline,other-pipeline"}
 EMAIL = {"AlertEmail": "somebody@example.com"}
 TOPIC_KEY = {"TopicKeyArn": KEY}
 ALARM_TOPIC = {"AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:alarms"}
-TAG = {"InstanceTagValue": "after deployment"}
+TAG = {"InstanceTagValue": "after-deployment"}
 BOUNDARY = {"PermissionsBoundaryArn": f"arn:aws:iam::{ACCOUNT}:policy/team/boundary"}
 OWN_KEY = {"CustomerKey": "true"}
+EXPECTED = {"ExpectEventsWithinDays": "3"}
+# What restarter.yaml wants besides.
+CODE = {"CodeBucket": "my-bucket", "CodeKey": "restarter/function.zip"}
 
 # Each list holds the choices of which a stack makes exactly one; every combination of them is allowed.
 CHOICES = [
     [{}, NAMED, DEPLOYMENTS],
-    [{}, SUCCESS],
+    [{}, SUCCESS | EXPECTED],
     [{}, SCHEDULE],
     [{}, EMAIL, GIVEN_TOPIC, GIVEN_TOPIC | TOPIC_KEY],
     [{}, ALARM_TOPIC],
@@ -48,12 +51,13 @@ SETS = {
     "after success alone": SUCCESS,
     "named pipelines": NAMED,
     "schedule": SCHEDULE,
+    "events expected": EXPECTED,
     "own key, e-mail": OWN_KEY | EMAIL,
     "given topic": GIVEN_TOPIC,
     "given topic with key": GIVEN_TOPIC | TOPIC_KEY | ALARM_TOPIC,
     "tag": TAG,
     "boundary": BOUNDARY | SCHEDULE,
-    "everything on pipelines": NAMED | SUCCESS | SCHEDULE | OWN_KEY | EMAIL | ALARM_TOPIC | TAG | BOUNDARY,
+    "everything on pipelines": NAMED | SUCCESS | SCHEDULE | OWN_KEY | EMAIL | ALARM_TOPIC | EXPECTED | TAG | BOUNDARY,
     "everything on deployments": DEPLOYMENTS | SUCCESS | SCHEDULE | OWN_KEY | GIVEN_TOPIC | TOPIC_KEY | TAG | BOUNDARY,
 }
 
@@ -65,7 +69,7 @@ def every_set():
 
 
 def stack(template, values, pseudo_parameters={}):
-    """Resources and outputs of a translated template for these parameters: conditions are decided, parameters are put in, and only references to resources
+    """Resources and outputs of a template for these parameters: conditions are decided, parameters are put in, and only references to resources
     stay as they are. A reference to a resource that this stack has not is left too: whoever reads the stack can find it. The pseudo parameters stand above
     those of this module."""
     return Resolver(template, values, pseudo_parameters).stack()

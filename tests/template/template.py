@@ -1,8 +1,5 @@
 """template.yaml as data, and a collector of what is wrong with it: what the checks of this folder share."""
 
-import json
-import logging
-import os
 import pathlib
 import shutil
 import sys
@@ -11,6 +8,8 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "template.yaml"
+# Where the programs are that make what is checked: document/build.py, and .ci/release.py.
+sys.path += [str(ROOT / "document"), str(ROOT / ".ci")]
 
 
 class TemplateLoader(yaml.SafeLoader):
@@ -56,24 +55,3 @@ def tool(path, requirements):
 def read(text):
     """A template's text as data."""
     return yaml.load(text, TemplateLoader)
-
-
-def translated(template):
-    """The CloudFormation template that SAM makes of it; the conditions and the references stay in it."""
-    # The translator wants to know a region; which one makes no difference.
-    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-    from samtranslator.translator.transform import transform
-
-    # It measures itself, and warns that nobody reads the figures.
-    logging.getLogger("samtranslator").setLevel(logging.ERROR)
-
-    class NoManagedPolicies:
-        """The template uses no managed policy by its bare name, so none has to be looked up."""
-
-        def load(self):
-            return {}
-
-    source = json.loads(json.dumps(template))
-    # The package step replaces this folder by the place of the archive.
-    source["Resources"]["RestartFunction"]["Properties"]["CodeUri"] = "s3://bucket/key"
-    return transform(source, {}, NoManagedPolicies())

@@ -28,11 +28,16 @@ OUTPUTS = {
 
 # Another partition of AWS, in which no ARN begins as in the usual one.
 CHINA = {"AWS::Partition": "aws-cn", "AWS::Region": "cn-north-1", "AWS::URLSuffix": "amazonaws.com.cn"}
+# Of the services that use the key, the one whose name tells its region and partition.
+CHINAS_LOGS = {"Service": "logs.cn-north-1.amazonaws.com.cn"}
+
+# What every alarm has of its own.
+ALARM = ["AlarmActions", "AlarmDescription", "Dimensions.Name", "Dimensions.Value", "MetricName", "Namespace", "OKActions", "Statistic", "Threshold"]
 
 # A property with any value: another check looks at it, here, in this folder or in tests/policy, or it only tells people something.
 ANY = object()
 
-# What was decided about the properties of each type: the value that must stand there, or ANY, for one that may. Every other property is a problem until somebody
+# What was decided about the properties of each type, or of one resource that is an exception: the value that must stand there, or ANY, for one that may. Every other property is a problem until somebody
 # has decided about it, since many of those that are left can keep an event, a message or an alarm back. A dot leads into a property, through lists too.
 DECIDED = {
     "AWS::Lambda::Function": {
@@ -58,8 +63,9 @@ DECIDED = {
     # On the default bus, where AWS's services send to; on; repeated for 24 hours; and the event stays as it is.
     "AWS::Events::Rule": dict.fromkeys(["Description", "EventPattern", "Targets.Id", "Targets.Arn", "Targets.DeadLetterConfig.Arn"], ANY),
     # On, for ever, in UTC, and repeated for 24 hours.
+    "AWS::Scheduler::ScheduleGroup": {},
     "AWS::Scheduler::Schedule": {
-        **dict.fromkeys(["Description", "Target.Arn", "Target.DeadLetterConfig.Arn", "Target.Input", "Target.RoleArn"], ANY),
+        **dict.fromkeys(["Description", "GroupName", "Target.Arn", "Target.DeadLetterConfig.Arn", "Target.Input", "Target.RoleArn"], ANY),
         "ScheduleExpression": stacks.SCHEDULE["ScheduleExpression"],
         "FlexibleTimeWindow.Mode": "OFF",
     },
@@ -77,7 +83,7 @@ DECIDED = {
     "AWS::Logs::LogGroup": dict.fromkeys(["KmsKeyId", "RetentionInDays"], ANY),
     "AWS::KMS::Key": {"Description": ANY, "EnableKeyRotation": True, "KeyPolicy": ANY},
     "AWS::CloudWatch::Alarm": {
-        **dict.fromkeys(["AlarmActions", "AlarmDescription", "Dimensions.Name", "Dimensions.Value", "MetricName", "Namespace", "Statistic", "Threshold"], ANY),
+        **dict.fromkeys(ALARM, ANY),
         # What happens once is told. The function is idle most of the time, so that an alarm which waits for several bad periods would hardly ever go off.
         "Period": 300,
         "EvaluationPeriods": ANY,
@@ -85,16 +91,25 @@ DECIDED = {
         "ComparisonOperator": "GreaterThanOrEqualToThreshold",
         "TreatMissingData": "notBreaching",
     },
+    # About the opposite: that nothing happened in any of the days.
+    "SilenceAlarm": {
+        **dict.fromkeys(ALARM, ANY),
+        "Period": 86400,
+        "EvaluationPeriods": stacks.EXPECTED["ExpectEventsWithinDays"],
+        "DatapointsToAlarm": stacks.EXPECTED["ExpectEventsWithinDays"],
+        "ComparisonOperator": "LessThanThreshold",
+        "TreatMissingData": "breaching",
+    },
     # Without a name, under which CloudFormation could not replace it.
     "AWS::SSM::Document": dict.fromkeys(["Content", "DocumentType", "Tags", "UpdateMethod"], ANY),
 }
 
 # Metrics, each with the one dimension under which the service publishes it, the type of the resource that the dimension names, and the statistic that tells
-# whether it happened at all. Each needs an alarm. They are not every way to lose something: no alarm tells of a schedule's delivery that could not even be put
-# into the queue. Sources:
+# whether it happened at all. Each needs an alarm where there is such a resource. Sources:
 # https://docs.aws.amazon.com/lambda/latest/dg/monitoring-metrics-types.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
 # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-monitoring.html (RuleName alone: the default bus)
+# https://docs.aws.amazon.com/scheduler/latest/UserGuide/monitoring-cloudwatch.html
 METRICS = {
     ("AWS/Lambda", "Errors"): ("FunctionName", "AWS::Lambda::Function", "Sum"),
     ("AWS/Lambda", "Throttles"): ("FunctionName", "AWS::Lambda::Function", "Sum"),
@@ -102,16 +117,19 @@ METRICS = {
     ("AWS/Lambda", "DestinationDeliveryFailures"): ("FunctionName", "AWS::Lambda::Function", "Sum"),
     ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): ("QueueName", "AWS::SQS::Queue", "Maximum"),
     ("AWS/Events", "InvocationsFailedToBeSentToDlq"): ("RuleName", "AWS::Events::Rule", "Sum"),
+    ("AWS/Scheduler", "InvocationsFailedToBeSentToDeadLetterCount"): ("ScheduleGroup", "AWS::Scheduler::ScheduleGroup", "Sum"),
 }
+# The one about what should happen, and needs an alarm only where that is expected.
+EXPECTED_METRIC = {("AWS/Events", "Invocations"): METRICS["AWS/Events", "InvocationsFailedToBeSentToDlq"]}
 
 
-def check(finder, translation):
+def check(finder, source):
     """Every stack that the template can become hangs together."""
     reserve = facts.read()["reserveSeconds"]
     for values in stacks.every_set():
-        check_stack(finder, stacks.stack(translation, values), values, reserve)
+        check_stack(finder, stacks.stack(source, values), values, reserve)
     for values in ({"CustomerKey": "true"}, {"CustomerKey": "true"} | stacks.SCHEDULE | stacks.DEPLOYMENTS):
-        check_partition(finder, stacks.stack(translation, values, CHINA))
+        check_partition(finder, stacks.stack(source, values, CHINA))
 
 
 def check_stack(finder, stack, values, reserve):
@@ -146,7 +164,7 @@ def check_stack(finder, stack, values, reserve):
 
 def of_type(resources, kind):
     """The properties of the resources of a type, by name."""
-    return {name: resource["Properties"] for name, resource in resources.items() if resource["Type"] == kind}
+    return {name: resource.get("Properties", {}) for name, resource in resources.items() if resource["Type"] == kind}
 
 
 def check_properties(finder, resources):
@@ -154,7 +172,7 @@ def check_properties(finder, resources):
     for name, resource in resources.items():
         for policy in ("DeletionPolicy", "UpdateReplacePolicy"):
             finder.expect(resource.get(policy, "Delete") == "Delete", f"{name} has the {policy} {resource.get(policy)}: it would be left behind")
-        decided = DECIDED.get(resource["Type"])
+        decided = DECIDED.get(name, DECIDED.get(resource["Type"]))
         if not finder.expect(decided is not None, f"{name} is an {resource['Type']}: decide about its properties in DECIDED of tests/template/wiring.py"):
             continue
         found = {}
@@ -180,7 +198,9 @@ def properties(node, decided, path=""):
 
 
 def check_partition(finder, stack):
-    """No ARN names the usual partition in a stack of another one. What runs on the instances has ARNs of its own."""
+    """No ARN names the usual partition in a stack of another one. What runs on the instances has ARNs of its own. The key is for the logs of that partition."""
+    principals = [statement["Principal"] for statement in stack["Resources"]["Key"]["Properties"]["KeyPolicy"]["Statement"]]
+    finder.expect(CHINAS_LOGS in principals, f"the key lets {principals} use it in every partition, and not CloudWatch's logs in China")
     for name, resource in stack["Resources"].items():
         if resource["Type"] != "AWS::SSM::Document":
             found = re.findall(r"arn:aws:[^\"]*", json.dumps(resource))
@@ -213,6 +233,7 @@ def check_rule(finder, resources, name, rule):
 
 def check_schedule(finder, name, schedule):
     """The schedule calls the function with a request that it reads; what cannot be delivered is put into the queue."""
+    finder.expect(schedule.get("GroupName") == {"Ref": "ScheduleGroup"}, f"{name} is in the group {schedule.get('GroupName')}, whose losses no alarm tells")
     target = schedule["Target"]
     finder.expect(target["Arn"] == FUNCTION, f"{name} calls {target['Arn']}, not the function")
     finder.expect(target.get("DeadLetterConfig") == {"Arn": QUEUE}, f"what {name} cannot deliver is not put into the queue")
@@ -240,13 +261,18 @@ def check_encryption(finder, resources, key):
 
 
 def check_alarms(finder, resources, values, reserve):
-    """Each alarm is about a metric that exists for a resource of this stack, and tells a topic; each metric has an alarm."""
+    """Each alarm is about a metric that exists for a resource of this stack, and tells a topic when it begins and when it ends; each metric has an alarm."""
     topic = values.get("AlarmTopicArn", values.get("TopicArn", {"Ref": "Topic"}))
     alarms = of_type(resources, "AWS::CloudWatch::Alarm")
     timeout = resources["RestartFunction"]["Properties"]["Timeout"]
+    finder.expect(("SilenceAlarm" in alarms) == ("ExpectEventsWithinDays" in values), f"with {values}, the alarms are {sorted(alarms)}")
     for name, alarm in alarms.items():
-        finder.expect(alarm.get("AlarmActions") == [topic], f"with {values}, {name} tells {alarm.get('AlarmActions')}")
+        for actions in ("AlarmActions", "OKActions"):
+            finder.expect(alarm.get(actions) == [topic], f"with {values}, the {actions} of {name} are {alarm.get(actions)}")
         check_metric(finder, resources, name, alarm)
+        if name == "SilenceAlarm":
+            finder.expect(alarm.get("Threshold") == 1, f"{name} waits for less than {alarm.get('Threshold')}, not 1")
+            continue
         # A duration, in milliseconds, that the function reaches only when it does not end by itself. Of everything else, one is too many.
         above, below = (1000 * (timeout - reserve), 1000 * timeout) if alarm.get("MetricName") == "Duration" else (0, 2)
         threshold = alarm.get("Threshold")
@@ -255,16 +281,18 @@ def check_alarms(finder, resources, values, reserve):
         looks_back = alarm.get("Period", 0) * alarm.get("EvaluationPeriods", 0)
         finder.expect(looks_back >= timeout + LATE, f"{name} looks back for {looks_back} s: too short for an invocation of {timeout} s")
         finder.expect(threshold is not None and above < threshold < below, f"{name} waits for {threshold}, which should lie between {above} and {below}")
-    unwatched = set(METRICS) - {(alarm.get("Namespace"), alarm.get("MetricName")) for alarm in alarms.values()}
+    wanted = {metric for metric, (_, kind, _) in METRICS.items() if of_type(resources, kind)}
+    unwatched = wanted - {(alarm.get("Namespace"), alarm.get("MetricName")) for alarm in alarms.values()}
     finder.expect(not unwatched, f"no alarm watches {sorted(unwatched)}")
 
 
 def check_metric(finder, resources, name, alarm):
     """A metric exists under this dimension, and the dimension names a resource of the right type."""
     key = (alarm.get("Namespace"), alarm.get("MetricName"))
-    if not finder.expect(key in METRICS, f"{name} watches {key}, a metric that is not known here"):
+    known = METRICS if name != "SilenceAlarm" else EXPECTED_METRIC
+    if not finder.expect(key in known, f"{name} watches {key}, a metric that is not known here"):
         return
-    dimension, kind, statistic = METRICS[key]
+    dimension, kind, statistic = known[key]
     finder.expect(alarm.get("Statistic") == statistic, f"{name} takes the {alarm.get('Statistic')} of {key[1]}, not the {statistic}")
     found = [(part["Name"], part["Value"]) for part in alarm.get("Dimensions", [])]
     # A queue's reference is its address; those of the others are their names.
