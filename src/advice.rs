@@ -146,7 +146,10 @@ fn on_code(code: &Code) -> String {
             "repeat by hand; if it fails again, see the function's log".to_owned()
         }
         Code::OtherAccount(account) => {
-            format!("deploy this function in account {account} too, with Trigger=deployments")
+            format!(
+                "install this function in account {account} too, with Trigger=deployments, and then name that account \
+                 here, in CoveredAccounts (COVERED_ACCOUNTS)"
+            )
         }
         Code::ActionsNotListed | Code::IncompleteAction => {
             "repeat by hand with the application and the deployment group".to_owned()

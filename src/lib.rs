@@ -6,7 +6,7 @@
 //!
 //! 1. [`trigger`] reads what the event orders, out of what it came in ([`wrapping`]). Then [`groups`] finds the deployment
 //!    groups that are meant: [`pipeline`] asks CodePipeline for an execution's deployments, once its list has settled, and
-//!    [`deployments`] asks CodeDeploy about them and whom they went to.
+//!    [`deployments`] asks CodeDeploy about them and whom they went to. What is of other [`accounts`] is left to these.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
 //!    [`freshness`] asks what was deployed since: an agent is fresh if it started after the last deployment to its host ended.
 //!    [`inventory`] asks Auto Scaling and Systems Manager about the group's instances, and [`ec2`] whether those run that
@@ -49,6 +49,7 @@ use futures_util::future::{BoxFuture, join_all, try_join};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+pub mod accounts;
 pub mod advice;
 pub mod answer;
 pub mod aws;
@@ -81,6 +82,7 @@ pub mod trigger;
 pub mod window;
 pub mod wrapping;
 
+use accounts::Accounts;
 use answer::Answer;
 use aws::{Clients, RegionClients};
 use clock::Clock;
@@ -176,7 +178,12 @@ impl Restarter {
         // Boxed, here and below: the compiler limits how deep futures may nest.
         let (begun, now) = (clock.elapsed(), Instant::now());
         let by = (now + DEPLOYMENTS_LIMIT).min(clock.until());
-        let found: BoxFuture<'_, Found> = Box::pin(groups::find(&self.clients, &order, home, by));
+        let accounts = Accounts {
+            home,
+            covered: &self.settings.covered_accounts,
+        };
+        let found: BoxFuture<'_, Found> =
+            Box::pin(groups::find(&self.clients, &order, accounts, by));
         let (groups, unresolved, problems) = match found.await {
             Found::Groups {
                 groups,

@@ -34,7 +34,8 @@ pub enum Code {
     InvalidRequest,
     /// AWS gives page after page.
     TooManyPages,
-    /// The event, or an action of the pipeline, belongs to this account, which is not the function's.
+    /// The event, or an action of the pipeline, belongs to this account, which is not the function's, nor one that is
+    /// known to have an installation of its own.
     OtherAccount(AccountId),
     /// CodePipeline's list of actions does not settle; those that it lists go on.
     ActionsNotListed,

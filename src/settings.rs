@@ -1,5 +1,7 @@
 //! The function's settings: environment variables, read once, every problem told at once.
 
+use std::collections::BTreeSet;
+
 use crate::ids::{AccountId, Arn, Region};
 use crate::platform::Platform;
 use crate::text::quoted;
@@ -21,6 +23,8 @@ pub struct Settings {
     pub busy_wait_seconds: u32,
     /// Agents that use less than this many MiB are left alone; 0 restarts every agent.
     pub min_memory_mib: u32,
+    /// Accounts with an installation of their own: what is of them is none of this one's business.
+    pub covered_accounts: BTreeSet<AccountId>,
     /// Plan only: send nothing, publish nothing.
     pub dry_run: bool,
 }
@@ -141,6 +145,11 @@ const MIN_MEMORY_MIB: Setting = Setting {
     default: Some("0"),
     accepted: "whole MiB, 0 (off) to 1048576",
 };
+const COVERED_ACCOUNTS: Setting = Setting {
+    variable: "COVERED_ACCOUNTS",
+    default: Some(""),
+    accepted: "account ids of 12 digits with commas between them, such as 123456789012,210987654321",
+};
 const DRY_RUN: Setting = Setting {
     variable: "DRY_RUN",
     default: Some("false"),
@@ -159,7 +168,7 @@ pub struct SettingProblem {
 
 impl Settings {
     /// Every variable that [`read`](Self::read) reads, in order.
-    pub const ALL: [Setting; 9] = [
+    pub const ALL: [Setting; 10] = [
         TOPIC_ARN,
         DOCUMENT_NAME,
         WINDOWS_DOCUMENT_NAME,
@@ -168,6 +177,7 @@ impl Settings {
         MAX_ERRORS,
         BUSY_WAIT_SECONDS,
         MIN_MEMORY_MIB,
+        COVERED_ACCOUNTS,
         DRY_RUN,
     ];
 
@@ -194,6 +204,7 @@ impl Settings {
         let max_errors = reader.read(MAX_ERRORS, |text| parse_rate(text, 0));
         let busy_wait_seconds = reader.read(BUSY_WAIT_SECONDS, |text| parse_number(text, 240));
         let min_memory_mib = reader.read(MIN_MEMORY_MIB, |text| parse_number(text, 1_048_576));
+        let covered_accounts = reader.read(COVERED_ACCOUNTS, parse_accounts);
         let dry_run = reader.read(DRY_RUN, |text| text.parse().ok());
         // Every one has been read by now, so that every problem is known.
         let settings = || {
@@ -208,6 +219,7 @@ impl Settings {
                 max_errors: max_errors?,
                 busy_wait_seconds: busy_wait_seconds?,
                 min_memory_mib: min_memory_mib?,
+                covered_accounts: covered_accounts?,
                 dry_run: dry_run?,
             })
         };
@@ -257,6 +269,13 @@ fn parse_document_name(text: &str) -> Option<String> {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "_-.:/".contains(c));
     fits.then(|| text.to_owned())
+}
+
+fn parse_accounts(text: &str) -> Option<BTreeSet<AccountId>> {
+    match text {
+        "" => Some(BTreeSet::new()),
+        list => list.split(',').map(AccountId::read).collect(),
+    }
 }
 
 fn parse_notify_on(text: &str) -> Option<NotifyOn> {
@@ -341,6 +360,7 @@ mod tests {
             ("MAX_ERRORS", "101%"),
             ("BUSY_WAIT_SECONDS", "241"),
             ("MIN_MEMORY_MIB", "-1"),
+            ("COVERED_ACCOUNTS", "123456789012, 210987654321"),
             ("DRY_RUN", "yes"),
         ])
         .unwrap_err();
@@ -354,6 +374,7 @@ mod tests {
         MAX_ERRORS: "101%" is not accepted; accepted: a number from 0, or 0% to 100%
         BUSY_WAIT_SECONDS: "241" is not accepted; accepted: whole seconds, 0 to 240
         MIN_MEMORY_MIB: "-1" is not accepted; accepted: whole MiB, 0 (off) to 1048576
+        COVERED_ACCOUNTS: "123456789012, 210987654321" is not accepted; accepted: account ids of 12 digits with commas between them, such as 123456789012,210987654321
         DRY_RUN: "yes" is not accepted; accepted: true or false
         "#);
     }
@@ -368,6 +389,28 @@ mod tests {
         .unwrap_err();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].setting, TOPIC_ARN);
+    }
+
+    #[test]
+    fn accounts_are_ids_and_nothing_else() {
+        let ids = |text| {
+            let accounts = parse_accounts(text)?;
+            Some(Vec::from_iter(accounts.iter().map(ToString::to_string)))
+        };
+        assert_eq!(ids(""), Some(Vec::new()));
+        let two = "210987654321,123456789012,210987654321";
+        assert_eq!(ids(two).unwrap(), ["123456789012", "210987654321"]);
+        for text in [
+            ",",
+            "123456789012,",
+            " 123456789012",
+            "123456789012;210987654321",
+            "1234-5678-9012",
+            "12345678901",
+            "all",
+        ] {
+            assert_eq!(ids(text), None, "{text}");
+        }
     }
 
     #[test]

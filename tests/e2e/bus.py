@@ -68,7 +68,8 @@ ENTRIES = 10
 PIPELINE = ["pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"]
 # What starts the function unless the parameter After says otherwise, besides these.
 PIPELINE_OTHERWISE = ["pipeline-failed", "pipeline-stopped", "pipeline-superseded"]
-DEPLOYMENT = ["codedeploy-success"]
+# The bus writes its own account into the second one.
+DEPLOYMENT = ["codedeploy-success", "codedeploy-other-account"]
 DEPLOYMENT_OTHERWISE = ["codedeploy-failure"]
 # A rule must let none of these through, whatever the trigger is. The last one is made up below.
 NEVER = ["pipeline-started", "action-succeeded", "by-hand", "dry-run", "sqs-record", "sns-record", "another-source"]
@@ -92,6 +93,7 @@ EVERY_OPTION = {
     "AlertEmail": "somebody@example.com",
     "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:{GIVEN_TOPIC}",
     "InstanceTagValue": "yes",
+    "CoveredAccounts": "210987654321",
     "PermissionsBoundaryArn": "arn:aws:iam::aws:policy/PowerUserAccess",
     "LogRetentionDays": "90",
 }

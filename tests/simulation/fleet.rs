@@ -20,6 +20,8 @@ pub const HOME: &str = "us-east-1";
 /// The other region that a pipeline deploys to.
 pub const ABROAD: &str = "eu-west-1";
 pub const ACCOUNT: &str = "123456789012";
+/// One that the pipeline deploys to as well, and whose events a bus may pass on.
+pub const OTHER_ACCOUNT: &str = "210987654321";
 pub const PIPELINE: &str = "my-pipeline";
 pub const EXECUTION: &str = "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f";
 
@@ -72,6 +74,13 @@ pub struct Scene {
     pub tracks: Vec<Vec<Delivery>>,
     /// The conditions that were drawn, to be counted.
     pub conditions: Vec<Condition>,
+}
+
+impl Scene {
+    /// Whether the other account has an installation of its own.
+    pub fn is_covered(&self) -> bool {
+        self.settings["COVERED_ACCOUNTS"].contains(OTHER_ACCOUNT)
+    }
 }
 
 /// Something that is not as usual.
@@ -139,14 +148,26 @@ impl Scene {
         state.faults = weather::faults(&mut rng);
         let changes = weather::changes(&mut rng, &state);
         let tracks = deliveries::draw(&mut rng, &groups, succeeded);
-        Self {
+        let mut scene = Self {
             state,
             settings,
             groups,
             changes,
             tracks,
             conditions,
+        };
+        if scene.is_covered() {
+            let kinds = scene.tracks.iter_mut().flatten().flat_map(|d| &mut d.kinds);
+            let conditions = scene.conditions.iter_mut().map(|c| &mut c.name);
+            for name in kinds.chain(conditions) {
+                *name = match *name {
+                    "event of another account" => "event of a covered account",
+                    "action of another account" => "action of a covered account",
+                    other => other,
+                };
+            }
         }
+        scene
     }
 
     /// How many machines there are.
@@ -826,7 +847,7 @@ impl Draft {
                 self.note("action of another account");
                 actions.push(Action {
                     action: "Elsewhere".to_owned(),
-                    role_arn: Some("arn:aws:iam::210987654321:role/pipeline".to_owned()),
+                    role_arn: Some(format!("arn:aws:iam::{OTHER_ACCOUNT}:role/pipeline")),
                     application: Some("shop".to_owned()),
                     deployment_group: Some("elsewhere".to_owned()),
                     deployment_id: Some("d-999999999".to_owned()),
@@ -1206,7 +1227,7 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
         ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
     ]);
     let windows = sim::WINDOWS_DOCUMENT;
-    let choices: [(&'static str, &[&str]); 7] = [
+    let choices: [(&'static str, &[&str]); 8] = [
         (
             "WINDOWS_DOCUMENT_NAME",
             &[windows, windows, windows, windows, windows, windows, ""],
@@ -1222,6 +1243,10 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
         ("BUSY_WAIT_SECONDS", &["", "0", "7", "60", "240"]),
         ("MIN_MEMORY_MIB", &["", "", "", "64", "200"]),
         ("NOTIFY_ON", &["", "attention", "always"]),
+        (
+            "COVERED_ACCOUNTS",
+            &["", "999999999999", "123456789012,210987654321"],
+        ),
         (
             "DRY_RUN",
             &[

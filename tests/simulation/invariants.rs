@@ -157,6 +157,7 @@ impl<'a> Evidence<'a> {
         let who = format!("run {number} ({})", delivery.kinds.join(", "));
         self.limits(&who, invocation, &calls);
         self.read_only(&who, delivery, invocation, &calls);
+        self.elsewhere(&who, delivery, invocation, &calls);
         let subject = self.subject(delivery, invocation);
         match &invocation.end {
             End::Reported(report, answer) => {
@@ -167,7 +168,9 @@ impl<'a> Evidence<'a> {
                 self.undocumented(&who, report);
                 self.ends(&who, invocation, report, &calls);
                 self.brakes(&who, report);
-                self.calm(&who, invocation, report);
+                if delivery.meaning != Meaning::Elsewhere {
+                    self.calm(&who, invocation, report);
+                }
             }
             End::Ignored => {
                 if delivery.meaning == Meaning::Unreadable

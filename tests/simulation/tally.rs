@@ -36,7 +36,7 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
 ];
 /// Kinds of deliveries, and what became of them.
-const DELIVERIES: [&str; 24] = [
+const DELIVERIES: [&str; 26] = [
     "events of several groups at the same time",
     "pipeline's event",
     "deployment's event",
@@ -50,6 +50,8 @@ const DELIVERIES: [&str; 24] = [
     "dry run by hand",
     "event to be ignored",
     "unreadable event",
+    "event of another account",
+    "event of a covered account",
     "wrapping that is refused",
     "event in a queue's record",
     "event in a topic's record",
@@ -114,8 +116,9 @@ const CONDITIONS: [&str; 41] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 35] = [
+const MORE_CONDITIONS: [&str; 36] = [
     "no target listed",
+    "action of a covered account",
     "target without a label",
     "deployment that never started",
     "deployment that did not succeed",

@@ -38,6 +38,10 @@ EDGES = {
         ["alias/aws/sns", "arn:aws:kms:eu-west-1:123456789012:alias/topics", "1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:eu-west-1:123456789012:key/*"],
     ),
     "AlertEmail": (["", "somebody@example.com", "a+b@c.d"], ["somebody", "@example.com", "somebody@", "a@b@c", "a b@c.d"]),
+    "CoveredAccounts": (
+        ["", "123456789012", "123456789012,210987654321", ",".join(["123456789012"] * 150)],
+        [",", "123456789012,", "123456789012, 210987654321", "12345678901", "1234567890123", "all", ",".join(["123456789012"] * 151)],
+    ),
     "InstanceTagValue": (["", "true", "after deployment", "a+b=c.d:e/f@g_h-i", "v" * 256], ["v" * 257, "*", "a?", "${aws:PrincipalTag/x}", "a,b"]),
     "PermissionsBoundaryArn": (
         ["", "arn:aws:iam::123456789012:policy/boundary", "arn:aws:iam::aws:policy/PowerUserAccess", "arn:aws-cn:iam::123456789012:policy/team/b"],

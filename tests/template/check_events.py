@@ -22,7 +22,8 @@ import template
 
 PIPELINE_SUCCESSES = {"pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"}
 PIPELINE_ENDS = PIPELINE_SUCCESSES | {"pipeline-failed", "pipeline-stopped", "pipeline-superseded"}
-DEPLOYMENT_SUCCESSES = {"codedeploy-success"}
+# A bus may gather the events of several accounts: whose it is, the function decides.
+DEPLOYMENT_SUCCESSES = {"codedeploy-success", "codedeploy-other-account"}
 DEPLOYMENT_ENDS = DEPLOYMENT_SUCCESSES | {"codedeploy-failure"}
 
 # Each stack, and the files of events/ that start its function. All pipelines of events/ are `my-pipeline`.

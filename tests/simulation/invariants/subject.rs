@@ -84,6 +84,12 @@ impl<'a> Evidence<'a> {
         let mut asked = None;
         match &delivery.meaning {
             Meaning::Nothing | Meaning::Unreadable => return Subject::default(),
+            Meaning::Elsewhere => {
+                return Subject {
+                    problem: !self.scene.is_covered(),
+                    ..Subject::default()
+                };
+            }
             Meaning::Pipeline { succeeded } => {
                 listed = self.actions(*succeeded, delivery.time, invocation);
             }
@@ -194,13 +200,14 @@ impl<'a> Evidence<'a> {
             .filter(|execution| execution.id == EXECUTION)
             .flat_map(|execution| &execution.actions)
             .collect();
+        let covered = self.scene.is_covered();
         let tries = self.calls.iter().filter(|call| {
             call.access_key == invocation.key && call.operation == "ListActionExecutions"
         });
         let looks: Vec<&Call> = tries.clone().filter(|call| call.status == 200).collect();
         // Attempts that were refused are a wait as well.
         let (Some(first), Some(last)) = (tries.clone().next(), looks.last()) else {
-            return listed(&rows, f64::MAX, f64::MAX);
+            return listed(&rows, f64::MAX, f64::MAX, covered);
         };
         let begun = looks
             .iter()
@@ -224,8 +231,8 @@ impl<'a> Evidence<'a> {
         let settled = !shown.is_empty() && !open && !late && ours;
         let waited = last.at - first.at >= LIST_LAG - 1.0;
         let mut listed = match settled || waited {
-            true => listed(&rows, begun, last.at),
-            false => listed(&rows, f64::MAX, f64::MAX),
+            true => listed(&rows, begun, last.at, covered),
+            false => listed(&rows, f64::MAX, f64::MAX, covered),
         };
         listed.problem |= waited && (shown.is_empty() || open);
         listed
@@ -296,8 +303,8 @@ fn is_shown(row: &Action, at: f64) -> bool {
 }
 
 /// The groups of the actions that have ended, by the last row of each that is shown at that time: a try that deployed nothing
-/// does not hide the one before it.
-fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
+/// does not hide the one before it. Another account's is told, unless it is covered.
+fn listed(rows: &[&Action], from: f64, to: f64, covered: bool) -> Listed {
     let mut last: BTreeMap<(&str, &str), &Action> = BTreeMap::new();
     let over = |row: &&&Action| {
         let deployed = row.status == "Succeeded" || row.deployment_id.is_some();
@@ -324,7 +331,7 @@ fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
                 }
                 listed.wanted.entry(key).or_default().push(id.clone());
             }
-            _ => listed.problem = true,
+            _ => listed.problem |= ours || !covered,
         }
     }
     listed
