@@ -9,8 +9,9 @@
 //!    [`deployments`] asks CodeDeploy about them and whom they went to. What is of other [`accounts`] is left to these.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
 //!    [`freshness`] asks what was deployed since: an agent is fresh if it started after the last deployment to its host ended.
-//!    [`inventory`] asks Auto Scaling and Systems Manager about the group's instances, and [`ec2`] whether those run that
-//!    Systems Manager does not reach; [`decision`] says of each whether a restart is ordered, or why not. [`restart`] sends
+//!    [`inventory`] asks Auto Scaling and Systems Manager ([`nodes`]) about the group's instances, which machine outside EC2
+//!    bears a target's name ([`directory`]), and [`ec2`] whether those run that Systems Manager does not reach, and who has
+//!    the tag that may be asked for; [`decision`] says of each whether a restart is ordered, or why not. [`restart`] sends
 //!    each [`platform`] its Run Command document and asks for results until each instance has an [`outcome`]; [`window`]
 //!    tells it how many may be sent to, and when to stop after failures, [`flights`] who is late. Groups live side by side,
 //!    but groups that have targets in common follow each other: what the first one restarts is fresh for the next.
@@ -56,6 +57,7 @@ pub mod aws;
 pub mod clock;
 pub mod decision;
 pub mod deployments;
+pub mod directory;
 pub mod document;
 pub mod ec2;
 pub mod flights;
@@ -66,6 +68,7 @@ pub mod inventory;
 pub mod kind;
 pub mod message;
 pub mod metrics;
+pub mod nodes;
 pub mod notify;
 pub mod outcome;
 pub mod pace;
@@ -87,12 +90,13 @@ use answer::Answer;
 use aws::{Clients, RegionClients};
 use clock::Clock;
 use decision::{Decision, Running};
+use directory::Directory;
 use freshness::Freshness;
 use groups::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
 use report::{GroupReport, Report};
-use settings::{Documents, Settings};
+use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
 /// Finding the deployments and then the instances may take this long together, retries included …
@@ -199,9 +203,10 @@ impl Restarter {
         let took = clock.elapsed() - begun;
         let left = RESOLVE_LIMIT.saturating_sub(took);
         let dry_run = order.dry_run || self.settings.dry_run;
+        let directory = &Directory::new(self.settings.instance_tag.clone());
         let chains = groups::chains(groups)
             .into_iter()
-            .map(|chain| self.restart_chain(chain, clock, left, dry_run));
+            .map(|chain| self.restart_chain(chain, directory, clock, left, dry_run));
         let mut groups = join_all(chains).await.concat();
         groups.extend(
             unresolved
@@ -221,6 +226,7 @@ impl Restarter {
     fn restart_chain<'a>(
         &'a self,
         chain: Vec<Group>,
+        directory: &'a Directory,
         clock: &'a Clock,
         left: Duration,
         dry_run: bool,
@@ -234,7 +240,8 @@ impl Restarter {
                     (false, true) if !reports.is_empty() => Way::TooLate,
                     (false, _) => Way::Restart,
                 };
-                reports.push(self.restart_group(group, clock, left, way).await);
+                let report = self.restart_group(group, directory, clock, left, way);
+                reports.push(report.await);
             }
             reports
         })
@@ -244,14 +251,15 @@ impl Restarter {
     async fn restart_group(
         &self,
         group: Group,
+        directory: &Directory,
         clock: &Clock,
         left: Duration,
         way: Way,
     ) -> GroupReport {
         let begun = clock.elapsed();
         let client = self.clients.in_region(&group.name.region);
-        let documents = &self.settings.documents;
-        let found = find_fleet(&client, &group, documents, clock, left, way).await;
+        let settings = &self.settings;
+        let found = find_fleet(&client, &group, settings, directory, clock, left, way).await;
         let (fleet, fresh) = match found {
             Ok(found) => found,
             Err(problem) => {
@@ -261,7 +269,6 @@ impl Restarter {
         let results = match way {
             Way::Plan => None,
             Way::Restart | Way::TooLate => {
-                let settings = &self.settings;
                 Some(restart::restart(&client, settings, clock, &group, &fleet, &fresh).await)
             }
         };
@@ -323,7 +330,8 @@ enum Way {
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
-    documents: &Documents,
+    settings: &Settings,
+    directory: &Directory,
     clock: &Clock,
     left: Duration,
     way: Way,
@@ -335,12 +343,16 @@ async fn find_fleet(
     };
     let by = (Instant::now() + left).min(clock.until());
     let found = try_join(
-        inventory::find(client, group, running, documents.platforms(), clock),
+        inventory::find(client, group, running, settings, directory, clock),
         // A deployment that was waited for counts.
         freshness::read(client, group, clock),
     );
     match timeout_at(by, found).await {
-        Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
+        Ok(Ok((fleet, fresh))) => {
+            let fresh = fresh.named(&fleet.names);
+            Ok((fleet, fresh))
+        }
+        Ok(Err(error)) => Err(Problem::of_call(Step::Fleet, &error)),
         Err(_) if way == Way::TooLate && Instant::now() >= clock.until() => Err(Problem::new(
             Step::Fleet,
             Code::NoTime,

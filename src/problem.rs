@@ -47,6 +47,8 @@ pub enum Code {
     NoDeployment,
     /// A deployment without targets, of a group without members.
     NoTargets,
+    /// Nobody in the group has the tag that an instance must have to be sent to.
+    NobodyTagged,
     /// The deployment group names Auto Scaling groups that do not exist.
     AutoScalingGroupMissing,
     /// The function's own time was over.
@@ -69,6 +71,7 @@ impl Code {
             Self::ForeignDeployment => "ForeignDeployment",
             Self::NoDeployment => "NoDeployment",
             Self::NoTargets => "NoTargets",
+            Self::NobodyTagged => "NobodyTagged",
             Self::AutoScalingGroupMissing => "AutoScalingGroupMissing",
             Self::NoTime => "NoTime",
         }
@@ -87,6 +90,7 @@ impl Code {
             | Self::ForeignDeployment
             | Self::NoDeployment
             | Self::NoTargets
+            | Self::NobodyTagged
             | Self::AutoScalingGroupMissing
             | Self::NoTime => false,
         }
@@ -150,6 +154,7 @@ impl Code {
             | Self::ForeignDeployment
             | Self::NoDeployment
             | Self::NoTargets
+            | Self::NobodyTagged
             | Self::AutoScalingGroupMissing => false,
         }
     }

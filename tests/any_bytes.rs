@@ -215,7 +215,7 @@ proptest! {
     ) {
         // In the order of `Settings::ALL`.
         const GOOD: [&str; Settings::ALL.len()] = [
-            "arn:aws:sns:eu-west-1:123456789012:t", "restart-agent", "restart-windows-agent", "always", "3", "0%", "240", "1", "123456789012", "true",
+            "arn:aws:sns:eu-west-1:123456789012:t", "restart-agent", "restart-windows-agent", "always", "3", "0%", "240", "1", "AgentRestart=yes", "123456789012", "true",
         ];
         let value = |name: &'static str| {
             let number = Settings::ALL.iter().position(|known| known.variable == name).expect("a known variable");

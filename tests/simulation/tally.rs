@@ -116,9 +116,16 @@ const CONDITIONS: [&str; 41] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 36] = [
+const MORE_CONDITIONS: [&str; 43] = [
     "no target listed",
     "action of a covered account",
+    "machine outside EC2",
+    "name that nobody bears",
+    "name that several bear",
+    "name of a computer alone",
+    "instance without the asked tag",
+    "another value of the asked tag",
+    "group in which nobody has the tag",
     "target without a label",
     "deployment that never started",
     "deployment that did not succeed",
@@ -164,7 +171,10 @@ const TOGETHER: [&str; 5] = [
 ];
 /// What counts once a report accounts for the instance: the function decides by it. Everything else that concerns an
 /// instance takes effect on the host, or in the answer from there, and counts once a command was sent to it.
-const DECIDED_BY: [&str; 11] = [
+const DECIDED_BY: [&str; 16] = [
+    "name that nobody bears",
+    "name that several bear",
+    "name of a computer alone",
     "MacOS",
     "platform not told",
     "not managed",
@@ -172,6 +182,8 @@ const DECIDED_BY: [&str; 11] = [
     "terminated",
     "rejected by SSM",
     "without the tag",
+    "instance without the asked tag",
+    "another value of the asked tag",
     "connection lost",
     "target that did not succeed",
     "scaled in",
@@ -340,6 +352,9 @@ impl Tally {
             };
             self.count_together(report);
             for problem in report.problems() {
+                if problem.code.word() == "NobodyTagged" {
+                    self.add("conditions", "group in which nobody has the tag", 1);
+                }
                 self.add(
                     "problems",
                     &format!("{}: {}", problem.step, problem.code.word()),

@@ -25,7 +25,7 @@ NAMED = {"PipelineNames": "my-pipeline,other-pipeline"}
 EMAIL = {"AlertEmail": "somebody@example.com"}
 TOPIC_KEY = {"TopicKeyArn": KEY}
 ALARM_TOPIC = {"AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:alarms"}
-TAG = {"InstanceTagValue": "after deployment"}
+TAG = {"InstanceTagValue": "after-deployment"}
 BOUNDARY = {"PermissionsBoundaryArn": f"arn:aws:iam::{ACCOUNT}:policy/team/boundary"}
 OWN_KEY = {"CustomerKey": "true"}
 

@@ -183,10 +183,19 @@ impl<'a> Evidence<'a> {
         let first = created.fold(f64::MAX, f64::min);
         self.deployments_of(meant)
             .filter(|d| d.created_at >= first && !by_auto_scaling(d) && !d.never_started)
-            .filter(|d| !is_follow_up(d) || goes_to(d, id))
+            .filter(|d| !is_follow_up(d) || self.goes_to(meant, d, id))
             .filter_map(|d| d.completed_at.filter(|ended| *ended <= looked))
             .reduce(f64::max)
             .unwrap_or(meant.time)
+    }
+
+    /// Whether a deployment leaves something on the instance: the blue ones of a blue/green deployment go.
+    fn goes_to(&self, meant: &Meant, deployment: &Deployment, id: &str) -> bool {
+        let stays = |label: Option<&str>| deployment.style != "BLUE_GREEN" || label != Some("Blue");
+        let mut targets = deployment.targets.iter();
+        targets.any(|target| {
+            self.is_target(&meant.region, &target.id, id) && stays(target.label.as_deref())
+        })
     }
 
     /// What the last list of the execution's actions showed, if the function may have been content with it; else all that
@@ -360,11 +369,4 @@ pub fn by_auto_scaling(deployment: &Deployment) -> bool {
 /// Whether CodeDeploy made the deployment for instances that an earlier one had missed.
 pub fn is_follow_up(deployment: &Deployment) -> bool {
     deployment.creator == "CodeDeployAutoUpdate"
-}
-
-/// Whether a deployment leaves something on the instance: the blue ones of a blue/green deployment go.
-pub fn goes_to(deployment: &Deployment, id: &str) -> bool {
-    let stays = |label: Option<&str>| deployment.style != "BLUE_GREEN" || label != Some("Blue");
-    let mut targets = deployment.targets.iter();
-    targets.any(|target| target.id == id && stays(target.label.as_deref()))
 }
