@@ -22,8 +22,7 @@ import template
 
 PIPELINE_SUCCESSES = {"pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"}
 PIPELINE_ENDS = PIPELINE_SUCCESSES | {"pipeline-failed", "pipeline-stopped", "pipeline-superseded"}
-# A bus may gather the events of several accounts: whose it is, the function decides.
-DEPLOYMENT_SUCCESSES = {"codedeploy-success", "codedeploy-other-account"}
+DEPLOYMENT_SUCCESSES = {"codedeploy-success"}
 DEPLOYMENT_ENDS = DEPLOYMENT_SUCCESSES | {"codedeploy-failure"}
 
 # Each stack, and the files of events/ that start its function. All pipelines of events/ are `my-pipeline`.
