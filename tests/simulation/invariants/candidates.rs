@@ -6,6 +6,7 @@ use sim::{Call, DeploymentGroup, Host};
 
 use super::calls::texts;
 use super::hosts::host;
+use super::sends::is_answered;
 use super::subject::{Meant, is_follow_up};
 use super::{Evidence, MOMENT};
 use crate::deliveries::Invocation;
@@ -86,8 +87,8 @@ impl<'a> Evidence<'a> {
         target == id || host(&self.scene.state, region, id).is_some_and(named)
     }
 
-    /// Whether who bears a name may have changed since the start, or have been missed between two pages of an inventory that
-    /// somebody left.
+    /// Whether who bears a name may have changed since the start, have been missed between two pages of an inventory that
+    /// somebody left, or not have been told.
     pub fn is_shaky(&self, region: &str, id: &str, invocation: &Invocation) -> bool {
         let outside_ec2 = id.starts_with("mi-") || !id.starts_with("i-");
         let leaves = |change: &Change| {
@@ -95,7 +96,23 @@ impl<'a> Evidence<'a> {
                 && change.at <= invocation.ended
                 && matches!(change.what, What::Vanishes | What::Terminates)
         };
-        outside_ec2 && self.scene.changes.iter().any(leaves)
+        let untold = |call: &Call| {
+            call.access_key == invocation.key
+                && call.region == region
+                && call.operation == "DescribeInstanceInformation"
+                && !is_answered(call)
+        };
+        outside_ec2 && (self.scene.changes.iter().any(leaves) || self.calls.iter().any(untold))
+    }
+
+    /// Whether a report accounts for a machine outside EC2 all the same: by its name, or by another one that bears it.
+    pub fn is_accounted(&self, region: &str, id: &str, there: &BTreeSet<&str>) -> bool {
+        let name = host(&self.scene.state, region, id).and_then(|host| host.name.as_deref());
+        let held = self.scene.state.regions.get(region);
+        let hosts = held.into_iter().flat_map(|region| &region.hosts);
+        let mut namesakes =
+            hosts.filter(|host| host.is_on_premises() && host.name.as_deref() == name.or(Some(id)));
+        there.contains(name.unwrap_or(id)) || namesakes.any(|host| there.contains(host.id.as_str()))
     }
 
     /// Who was a member of the group's Auto Scaling groups all the while.

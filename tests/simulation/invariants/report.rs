@@ -103,7 +103,9 @@ impl Evidence<'_> {
                 continue;
             }
             let shaky = |id: &&&str| self.is_shaky(&meant.region, id, invocation);
-            let missing = must.difference(&there).find(|id| !shaky(id));
+            let accounted = |id: &&&str| self.is_accounted(&meant.region, id, &there);
+            let mut absent = must.difference(&there);
+            let missing = absent.find(|id| !shaky(id) || !accounted(id));
             let strange = there.difference(&may).find(|id| !shaky(id));
             if let Some(id) = missing {
                 self.broken(

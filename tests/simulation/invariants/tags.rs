@@ -65,6 +65,11 @@ impl Evidence<'_> {
                 continue;
             };
             let (mut told, mut wrong) = (Vec::new(), Vec::new());
+            // One page of an answer is none.
+            let mut unasked = calls.iter().any(|call| {
+                let ec2 = call.operation == "DescribeInstances";
+                ec2 && call.region == meant.region && !is_answered(call)
+            });
             for (target, entry) in &found.instances {
                 // A name, which may look like an id, is nobody's.
                 let Some(id) = target.instance().map(InstanceId::as_str) else {
@@ -72,21 +77,22 @@ impl Evidence<'_> {
                 };
                 let standings = self.standings_of(&meant.region, id);
                 let standings = || during(standings, invocation.began, invocation.ended);
+                let passing = |standing: &Standing| {
+                    let member = standing.member.as_ref();
+                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
+                };
                 let forgotten =
                     host(&self.scene.state, &meant.region, id).is_none_or(|host| host.forgotten);
                 let asked = calls.iter().any(|call| {
                     call.region == meant.region && is_told(call, id) && is_answered(call)
                 });
+                unasked |= !asked && !standings().any(passing);
                 if forgotten || !asked || self.is_shaky(&meant.region, id, invocation) {
                     continue;
                 }
                 if standings().all(|s| !s.tagged) && word(entry) != "skipped" {
                     wrong.push(format!("{who}: {id} has no tag and is {}", word(entry)));
                 }
-                let passing = |standing: &Standing| {
-                    let member = standing.member.as_ref();
-                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
-                };
                 let gone =
                     |s: &Standing| ["shutting-down", "terminated"].contains(&s.state.as_str());
                 if !standings().any(|s| passing(s) || gone(s)) {
@@ -104,7 +110,7 @@ impl Evidence<'_> {
                     format!("{who}: somebody of {} has the tag", meant.name),
                 );
             }
-            if !problem && !told.is_empty() && told.iter().all(|(ever, _)| !ever) {
+            if !problem && !unasked && !told.is_empty() && told.iter().all(|(ever, _)| !ever) {
                 let what = format!(
                     "{who}: nobody of {} has the tag, and nobody says so",
                     meant.name
