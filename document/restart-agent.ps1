@@ -338,7 +338,7 @@ function Get-Executable($CommandLine) {
 function Complete-Uninstalled {
   if (Test-MutexHeld $InstallerName) {
     if (-not $Touched) { Complete-Run 21 'update-running' "Windows Installer works, and there is no service $ServiceName meanwhile" }
-    Complete-Draining "Windows Installer works, and has taken the service $ServiceName away" 0
+    Complete-Draining "Windows Installer works, and has taken the service $ServiceName away" (Get-Agent)
   }
   $left = "there is no service $ServiceName"
   if ([System.IO.File]::Exists($Program)) { $left += ", but still its program $Program" }
@@ -712,10 +712,10 @@ function Invoke-FollowUp($Arguments) {
 function Test-FollowUp { $FollowUpIsOurs -and (Test-Signal $AskedName) }
 
 # Gives whether it has come up: a policy, or a security product, may forbid it.
-function Start-FollowUp($ProcessId, $IsV2) {
+function Start-FollowUp($Agent) {
   $generation = 'v1'
-  if ($IsV2) { $generation = 'v2' }
-  try { Start-FollowUpProcess "$(Get-OwnId) $ProcessId $generation $DrainSeconds" } catch { return $false }
+  if ($Agent.IsV2) { $generation = 'v2' }
+  try { Start-FollowUpProcess "$(Get-OwnId) $($Agent.ProcessId) $generation $DrainSeconds" } catch { return $false }
   $script:FollowUpIsOurs = $true
   $end = (Get-Now) + (Get-AtMost $FollowUpLimit)
   while (-not (Test-FollowUp)) {
@@ -733,9 +733,8 @@ function Stop-FollowUp {
 }
 
 # The service stops, and this run does not wait for it. Says who starts it, which has to be seen.
-function Complete-Draining($Why, $ProcessId) {
-  # As v1: the stop was asked for.
-  if ((Test-FollowUp) -or (Start-FollowUp $ProcessId $false)) {
+function Complete-Draining($Why, $Agent) {
+  if ((Test-FollowUp) -or (Start-FollowUp $Agent)) {
     Set-Signal $AskedName
     Complete-Run 34 'draining' "${Why}; a new agent starts when it has stopped"
   }
@@ -762,7 +761,7 @@ function Wait-ForPendingStop {
     }
     if ((Get-Now) -ge $end) {
       if (Test-Signal $FollowUpName) { Complete-Run 34 'draining' 'the agent was asked to stop earlier, and still finishes a lifecycle event; a new agent starts then' }
-      Complete-Draining 'somebody asked the service to stop, and its agent still finishes a lifecycle event' $agent.ProcessId
+      Complete-Draining 'somebody asked the service to stop, and its agent still finishes a lifecycle event' $agent
     }
     Wait-Seconds $LookEvery
   }
@@ -870,7 +869,7 @@ function Complete-Proven($Result, $Replaced) {
   $agent = Get-Agent
   if ($null -ne $disproof) {
     if ($agent.State -eq 'gone') { Complete-Uninstalled }
-    if ($disproof.Code -eq 34) { Complete-Draining $disproof.Detail $agent.ProcessId }
+    if ($disproof.Code -eq 34) { Complete-Draining $disproof.Detail $agent }
     Complete-Run $disproof.Code $disproof.Result $disproof.Detail
   }
   $survivors = @(Wait-ForSurvivors $true)
@@ -939,7 +938,7 @@ function Stop-AgentService {
     if ($StopIsUnderWay -notcontains $code -or ($late -and $code -eq 1061 -and $agent.State -ne 'Stop Pending')) {
       Complete-Run 31 'old-agent-survived' "the service refused to stop: sc.exe ended with $code"
     }
-    if ($late) { Complete-Draining "the agent finishes a lifecycle event first (the service is $($agent.State))" $Old.ProcessId }
+    if ($late) { Complete-Draining "the agent finishes a lifecycle event first (the service is $($agent.State))" $Old }
     Wait-Seconds 1
   }
 }
@@ -949,7 +948,7 @@ function Wait-ForInstaller {
   $end = (Get-Now) + (Get-AtMost $InstallerLimit)
   while (($installer = Get-Installer) -ne '') {
     if ((Get-Now) -ge $end) {
-      if (Test-FollowUp) { Complete-Draining "the agent has stopped, and $installer installs something" $Old.ProcessId }
+      if (Test-FollowUp) { Complete-Draining "the agent has stopped, and $installer installs something" $Old }
       return
     }
     Wait-Seconds $LookEvery
@@ -1007,7 +1006,7 @@ function Invoke-Restart {
     Start-AgentService
     Complete-Proven 'started' @()
   }
-  if (-not (Start-FollowUp $Old.ProcessId $Old.IsV2)) {
+  if (-not (Start-FollowUp $Old)) {
     Complete-Run 12 'preflight-failed' 'the agent was left alone: the process that would start it after a long stop does not come up'
   }
   # It took some seconds.

@@ -28,6 +28,10 @@ pub fn on_outcome(cause: Cause) -> &'static str {
             "check the SSM Agent, the instance profile (AmazonSSMManagedInstanceCore) and the network, \
              then repeat by hand; or terminate the instance"
         }
+        Cause::Unmatched => {
+            "register it in Systems Manager, in the deployment group's region, by an activation of its own whose \
+             DefaultInstanceName is exactly its name in CodeDeploy; deregister others of that name; then repeat by hand"
+        }
         Cause::CannotRun => {
             "let the SSM Agent there run scripts: free disk space, no noexec on /var; \
              /var/log/amazon/ssm/amazon-ssm-agent.log says what it lacks; then repeat by hand"
@@ -146,7 +150,10 @@ fn on_code(code: &Code) -> String {
             "repeat by hand; if it fails again, see the function's log".to_owned()
         }
         Code::OtherAccount(account) => {
-            format!("deploy this function in account {account} too, with Trigger=deployments")
+            format!(
+                "install this function in account {account} too, with Trigger=deployments, and then name that account \
+                 here, in CoveredAccounts (COVERED_ACCOUNTS)"
+            )
         }
         Code::ActionsNotListed | Code::IncompleteAction => {
             "repeat by hand with the application and the deployment group".to_owned()
@@ -157,6 +164,11 @@ fn on_code(code: &Code) -> String {
         Code::NoDeployment => "give a deploymentId".to_owned(),
         Code::NoTargets => {
             "check the deployment's instances in CodeDeploy; if there are none, nothing is to be done"
+                .to_owned()
+        }
+        Code::NobodyTagged => {
+            "tag those whose agents are to be restarted, or clear InstanceTagValue (INSTANCE_TAG) to restart all; then repeat \
+             by hand"
                 .to_owned()
         }
         Code::NoTime => "repeat by hand".to_owned(),

@@ -8,21 +8,26 @@ use crate::ec2::State;
 use crate::ids::InstanceId;
 use crate::outcome::Cause;
 use crate::platform::{Platform, PlatformType};
+use crate::settings::Tag;
 use crate::text::quoted;
+
+/// Machines of one name that are named.
+const MAX_NAMESAKES: usize = 5;
 
 /// What CodeDeploy deploys to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// An EC2 instance.
+    /// An EC2 instance; or a machine outside EC2 of which the id is known.
     Instance(InstanceId),
-    /// An on-premises instance, which carries a name that its owner chose.
+    /// An on-premises instance by the name that its owner chose, which is all that CodeDeploy knows of it.
     OnPremises(String),
 }
 
 impl Target {
     /// Reads CodeDeploy's target id.
     pub fn read(id: &str) -> Self {
-        match InstanceId::read(id) {
+        // A name may look like anything.
+        match InstanceId::read(id).filter(|id| !id.is_on_premises()) {
             Some(id) => Self::Instance(id),
             None => Self::OnPremises(id.to_owned()),
         }
@@ -51,6 +56,25 @@ impl fmt::Display for Target {
     }
 }
 
+/// The machines that names turned out to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(BTreeMap<String, InstanceId>);
+
+impl Names {
+    /// The name is this machine's.
+    pub fn note(&mut self, name: &str, id: &InstanceId) {
+        self.0.insert(name.to_owned(), id.clone());
+    }
+
+    /// The target by its id, as far as that is known.
+    pub fn resolved(&self, target: Target) -> Target {
+        match &target {
+            Target::OnPremises(name) => self.0.get(name).cloned().map_or(target, Target::Instance),
+            Target::Instance(_) => target,
+        }
+    }
+}
+
 /// Everything that is known of one candidate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidate {
@@ -58,14 +82,25 @@ pub struct Candidate {
     pub lifecycle: Option<Lifecycle>,
     /// What Systems Manager knows of it.
     pub node: Option<Node>,
-    /// What EC2 says of one that Systems Manager does not reach.
+    /// What EC2 says of one that Systems Manager does not reach, or of each where a tag is asked for.
     pub machine: Machine,
+    /// Whether it has the tag that is asked for, if one is.
+    pub tagged: Tagged,
+    /// Of a name: the machines that bear it, unless it is one alone; none when Systems Manager did not say.
+    pub namesakes: Option<Vec<InstanceId>>,
 }
 
 impl Candidate {
     /// Whether its lifecycle leaves the decision open.
     pub fn may_stay(&self) -> bool {
         self.lifecycle.as_ref().is_none_or(Lifecycle::stays)
+    }
+
+    /// Whether the decision needs EC2's word: where a tag is asked for, only those that start or leave are left without it.
+    pub fn needs_ec2(&self, tag: Option<&Tag>) -> bool {
+        let unreached = self.may_stay() && !self.is_online();
+        let passes = matches!(self.lifecycle, Some(Lifecycle::Passing(_)));
+        unreached || (tag.is_some() && self.tagged == Tagged::Untold && !passes)
     }
 
     /// Whether Systems Manager reaches it.
@@ -93,6 +128,27 @@ pub enum Machine {
     NotThere,
     /// The instance is in this state.
     Is(State),
+    /// It is a machine outside EC2, which is not asked about it.
+    OutsideEc2,
+}
+
+impl Machine {
+    /// Whether it has ended for good, or is about to: then it loses its tags too.
+    pub fn is_ending(&self) -> bool {
+        matches!(self, Self::Is(State::ShuttingDown | State::Terminated))
+    }
+}
+
+/// Whether an instance has the tag that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tagged {
+    /// Nobody says.
+    #[default]
+    Untold,
+    /// It has not.
+    No,
+    /// It has.
+    Yes,
 }
 
 /// A managed node, as Systems Manager's inventory shows it.
@@ -138,6 +194,17 @@ impl Running {
         let own = self.at.get(target);
         self.everywhere.as_ref().or(own).map(String::as_str)
     }
+
+    /// The same, with ids in place of the names that are known.
+    pub fn named(self, names: &Names) -> Self {
+        let at = self.at.into_iter();
+        Self {
+            everywhere: self.everywhere,
+            at: at
+                .map(|(target, id)| (names.resolved(target), id))
+                .collect(),
+        }
+    }
 }
 
 /// What is true of the whole group.
@@ -149,6 +216,8 @@ pub struct Circumstances {
     pub long_ago: bool,
     /// Those that a restart document is set for.
     pub platforms: Vec<Platform>,
+    /// The tag that one must have to be sent to, if there is one.
+    pub tag: Option<Tag>,
 }
 
 /// What to do with a candidate, and why.
@@ -257,21 +326,27 @@ impl fmt::Display for Lifecycle {
 pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> Decision {
     use Decision::{Leave, Restart};
     if target.instance().is_none() {
-        let reason = "an on-premises target: this function cannot match its name to a managed node";
-        return Leave(Cause::Unreachable, reason.to_owned());
+        return decide_unmatched(candidate);
     }
-    match &candidate.lifecycle {
-        Some(Lifecycle::Passing(state)) => {
-            return Leave(Cause::Skipped, format!("lifecycle state {state}"));
+    if let Some(Lifecycle::Passing(state)) = &candidate.lifecycle {
+        return Leave(Cause::Skipped, format!("lifecycle state {state}"));
+    }
+    if let Some(tag) = &group.tag {
+        match (candidate.tagged, &candidate.machine) {
+            (Tagged::No, _) => return Leave(Cause::Skipped, format!("without the tag {tag}")),
+            (Tagged::Untold, Machine::Untold) => {
+                let reason = format!("not sent: nobody says whether it has the tag {tag}");
+                return Leave(Cause::FailedCall, reason);
+            }
+            (Tagged::Untold | Tagged::Yes, _) => {}
         }
-        Some(Lifecycle::Unknown(state)) => {
-            let reason = format!("unknown lifecycle state {}: not touched", quoted(state));
-            return Leave(Cause::UnknownLifecycle, reason);
-        }
-        None | Some(Lifecycle::Staying(_) | Lifecycle::Detached) => {}
+    }
+    if let Some(Lifecycle::Unknown(state)) = &candidate.lifecycle {
+        let reason = format!("unknown lifecycle state {}: not touched", quoted(state));
+        return Leave(Cause::UnknownLifecycle, reason);
     }
     let running = group.running.on(target);
-    if !candidate.is_online() {
+    if !candidate.is_online() || candidate.machine == Machine::NotThere {
         return decide_unreached(candidate, group, running);
     }
     let platform = match with_document(candidate.platform(), group) {
@@ -286,6 +361,27 @@ pub fn decide(target: &Target, candidate: &Candidate, group: &Circumstances) -> 
         (None, Some(lifecycle)) => Restart(platform, format!("{lifecycle}, online")),
         (None, None) => Restart(platform, "online".to_owned()),
     }
+}
+
+/// The decision for an on-premises target of which no id is known.
+fn decide_unmatched(candidate: &Candidate) -> Decision {
+    let (cause, reason) = match candidate.namesakes.as_deref() {
+        None => (
+            Cause::FailedCall,
+            "not sent: nobody says which machine outside EC2 has this name".to_owned(),
+        ),
+        Some([]) => (
+            Cause::Unmatched,
+            "on-premises: no managed node has exactly this name in Systems Manager".to_owned(),
+        ),
+        Some(several) => {
+            let ids: Vec<&str> = several.iter().map(InstanceId::as_str).collect();
+            let (count, ids) = (ids.len(), ids[..ids.len().min(MAX_NAMESAKES)].join(", "));
+            let reason = format!("on-premises: {count} managed nodes have this name: {ids}");
+            (Cause::Unmatched, reason)
+        }
+    };
+    Decision::Leave(cause, reason)
 }
 
 /// The platform, if there is a document for it; else why nothing is sent there, which time does not cure.
@@ -339,6 +435,7 @@ fn decide_unreached(
         }
         Machine::NotThere => format!("EC2 does not know it; {manager}"),
         Machine::Untold => format!("EC2 does not say whether it runs; {manager}"),
+        Machine::OutsideEc2 => format!("on-premises; {manager}"),
     };
     match running {
         None => Decision::AskAgain(reason),

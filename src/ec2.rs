@@ -1,4 +1,4 @@
-//! EC2 is asked one thing: in which state instances are. That takes `ec2:DescribeInstances`, which is made here of the
+//! EC2 is asked one thing: in which state instances are, and which tags they have. That takes `ec2:DescribeInstances`, which is made here of the
 //! parts that the SDK's clients are made of, because the client for all of EC2's operations costs as much to build as
 //! everything else together (CONTRIBUTING.md has the numbers). Retries, time limits, signing and endpoint variables
 //! are those of the other clients.
@@ -114,23 +114,32 @@ impl fmt::Display for State {
     }
 }
 
-/// Which state each of the instances is in. Those that EC2 does not know (any more) are left out.
+/// What EC2 says of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The state that it is in.
+    pub state: State,
+    /// Its tags: values by key.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What EC2 says of each of the instances. Those that it does not know (any more) are left out.
 ///
 /// # Errors
 /// The first call's that failed.
-pub async fn states(
+pub async fn instances(
     client: &Client,
     ids: &[InstanceId],
-) -> Result<BTreeMap<InstanceId, State>, CallError> {
-    let batches = ids.chunks(BATCH).map(|batch| states_of(client, batch));
+) -> Result<BTreeMap<InstanceId, Instance>, CallError> {
+    let batches = ids.chunks(BATCH).map(|batch| instances_of(client, batch));
     let found = try_join_all(batches).await?;
     Ok(found.into_iter().flatten().collect())
 }
 
-async fn states_of(
+async fn instances_of(
     client: &Client,
     ids: &[InstanceId],
-) -> Result<Vec<(InstanceId, State)>, CallError> {
+) -> Result<Vec<(InstanceId, Instance)>, CallError> {
     let resource = &format!("{} instances", ids.len());
     pages(OPERATION, |token| async move {
         let question = Question {
@@ -142,7 +151,7 @@ async fn states_of(
             .invoke(question)
             .await
             .map_err(|error| CallError::new(OPERATION, resource, &error))?;
-        Ok((page.states, page.next))
+        Ok((page.instances, page.next))
     })
     .await
 }
@@ -161,7 +170,7 @@ struct Question {
 
 #[derive(Debug, Default, PartialEq)]
 struct Page {
-    states: Vec<(InstanceId, State)>,
+    instances: Vec<(InstanceId, Instance)>,
     next: Option<String>,
 }
 
@@ -304,7 +313,7 @@ fn page(body: &[u8]) -> Result<Page, XmlDecodeError> {
             "reservationSet" => {
                 reserved = true;
                 while let Some(mut reservation) = part.next_tag() {
-                    read_reservation(&mut reservation, &mut page.states)?;
+                    read_reservation(&mut reservation, &mut page.instances)?;
                 }
             }
             "nextToken" => page.next = Some(try_data(&mut part)?.into_owned()),
@@ -320,12 +329,12 @@ fn page(body: &[u8]) -> Result<Page, XmlDecodeError> {
 
 fn read_reservation(
     reservation: &mut ScopedDecoder<'_, '_>,
-    states: &mut Vec<(InstanceId, State)>,
+    instances: &mut Vec<(InstanceId, Instance)>,
 ) -> Result<(), XmlDecodeError> {
     while let Some(mut part) = reservation.next_tag() {
         if part.start_el().matches("instancesSet") {
             while let Some(mut instance) = part.next_tag() {
-                states.push(read_instance(&mut instance)?);
+                instances.push(read_instance(&mut instance)?);
             }
         }
     }
@@ -334,8 +343,8 @@ fn read_reservation(
 
 fn read_instance(
     instance: &mut ScopedDecoder<'_, '_>,
-) -> Result<(InstanceId, State), XmlDecodeError> {
-    let (mut id, mut state) = (None, None);
+) -> Result<(InstanceId, Instance), XmlDecodeError> {
+    let (mut id, mut state, mut tags) = (None, None, BTreeMap::new());
     while let Some(mut part) = instance.next_tag() {
         match part.start_el().local() {
             "instanceId" => id = InstanceId::read(&try_data(&mut part)?),
@@ -346,11 +355,31 @@ fn read_instance(
                     }
                 }
             }
+            "tagSet" => {
+                while let Some(mut tag) = part.next_tag() {
+                    tags.extend([read_tag(&mut tag)?]);
+                }
+            }
             _ => {}
         }
     }
-    id.zip(state)
-        .ok_or_else(|| XmlDecodeError::custom("an instance without id or state"))
+    match (id, state) {
+        (Some(id), Some(state)) => Ok((id, Instance { state, tags })),
+        _ => Err(XmlDecodeError::custom("an instance without id or state")),
+    }
+}
+
+fn read_tag(tag: &mut ScopedDecoder<'_, '_>) -> Result<(String, String), XmlDecodeError> {
+    let (mut key, mut value) = (None, String::new());
+    while let Some(mut part) = tag.next_tag() {
+        match part.start_el().local() {
+            "key" => key = Some(try_data(&mut part)?.into_owned()),
+            "value" => value = try_data(&mut part)?.into_owned(),
+            _ => {}
+        }
+    }
+    key.map(|key| (key, value))
+        .ok_or_else(|| XmlDecodeError::custom("a tag without a key"))
 }
 
 /// `<Response><Errors><Error><Code>…</Code><Message>…</Message></Error></Errors>…`; `unread` stands for a message
@@ -447,6 +476,10 @@ mod tests {
                 <item>
                     <instanceId>i-1234567890abcdef1</instanceId>
                     <instanceState><code>16</code><name>running</name></instanceState>
+                    <tagSet>
+                        <item><key>AgentRestart</key><value>yes &amp; no</value></item>
+                        <item><key>Empty</key><value/></item>
+                    </tagSet>
                 </item>
             </instancesSet>
         </item>
@@ -459,22 +492,26 @@ mod tests {
     fn an_answer_is_read_whole_or_not_at_all() {
         let read = page(ANSWER.as_bytes()).unwrap();
         let told: Vec<_> = read
-            .states
+            .instances
             .iter()
-            .map(|(id, state)| (id.as_str(), state.word()))
+            .map(|(id, instance)| (id.as_str(), instance.state.word(), instance.tags.len()))
             .collect();
         assert_eq!(
             told,
             [
-                ("i-1234567890abcdef0", "stopped"),
-                ("i-1234567890abcdef1", "running")
+                ("i-1234567890abcdef0", "stopped", 0),
+                ("i-1234567890abcdef1", "running", 2)
             ]
         );
+        let tags = &read.instances[1].1.tags;
+        assert_eq!(tags["AgentRestart"], "yes & no");
+        assert_eq!(tags["Empty"], "");
         assert_eq!(read.next.as_deref(), Some("a+/="));
         for length in 0..ANSWER.trim_end().len() {
             assert!(page(&ANSWER.as_bytes()[..length]).is_err(), "{length}");
         }
         for (part, other) in [
+            ("key>", "name>"),
             ("reservationSet", "reservations"),
             ("instanceId", "id"),
             ("instanceState", "state"),

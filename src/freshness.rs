@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::aws::RegionClients;
 use crate::clock::{Clock, Timestamp};
-use crate::decision::Target;
+use crate::decision::{Names, Target};
 use crate::deployments::{
     Deployment, ENDED, by_auto_scaling, get_deployments, list_deployments, list_targets,
     never_began, read_deployment,
@@ -24,7 +24,7 @@ pub struct Freshness {
     /// What counts for everybody.
     all: Timestamp,
     /// What counts for those that a later follow-up deployment went to, if that is later.
-    own: BTreeMap<InstanceId, Timestamp>,
+    own: BTreeMap<Target, Timestamp>,
 }
 
 impl Freshness {
@@ -38,8 +38,19 @@ impl Freshness {
 
     /// Since when this instance's agent counts as fresh.
     pub fn of(&self, id: &InstanceId) -> Timestamp {
-        let own = self.own.get(id).copied();
+        let own = self.own.get(&Target::Instance(id.clone())).copied();
         own.map_or(self.all, |own| own.max(self.all))
+    }
+
+    /// The same, with ids in place of the names that are known.
+    pub fn named(self, names: &Names) -> Self {
+        let own = self.own.into_iter();
+        Self {
+            all: self.all,
+            own: own
+                .map(|(target, since)| (names.resolved(target), since))
+                .collect(),
+        }
     }
 }
 
@@ -105,8 +116,8 @@ fn of_deployments(deployments: &[Deployment], ordered_at: Timestamp) -> Freshnes
             all = all.max(ended);
             continue;
         }
-        for id in deployment.targets.iter().filter_map(Target::instance) {
-            let latest = own.entry(id.clone()).or_insert(ended);
+        for target in &deployment.targets {
+            let latest = own.entry(target.clone()).or_insert(ended);
             *latest = ended.max(*latest);
         }
     }

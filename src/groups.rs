@@ -8,6 +8,7 @@ use aws_sdk_codedeploy::types::{
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::{Instant, timeout_at};
 
+use crate::accounts::{Accounts, NotOurs};
 use crate::aws::{Clients, RegionClients};
 use crate::clock::Timestamp;
 use crate::decision::Target;
@@ -18,7 +19,7 @@ use crate::deployments::{
 use crate::ids::{GroupName, Name};
 use crate::pipeline::{self, Actions};
 use crate::problem::{CallError, Code, Problem, Problems, Step};
-use crate::trigger::{Ended, Home, Order, Subject};
+use crate::trigger::{Ended, Order, Subject};
 
 /// Of the deployments that `ListDeployments` gives, so many are looked at to find the last one.
 const RECENT_DEPLOYMENTS: usize = 100;
@@ -86,16 +87,18 @@ pub enum Found {
 
 /// Finds the deployment groups that an order concerns. Never fails: what AWS refuses becomes a problem. What has
 /// no answer by then is a problem of its own, so that one region that hangs does not stop the rest.
-pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) -> Found {
+pub async fn find(clients: &Clients, order: &Order, accounts: Accounts<'_>, by: Instant) -> Found {
     let only = |problem: Problem| Found::Groups {
         groups: Vec::new(),
         unresolved: Vec::new(),
         problems: problem.into(),
     };
-    if order.account != home.account {
-        return only(pipeline::other_account("the event", &order.account, home));
+    match accounts.check("the event", &order.account) {
+        Ok(()) => {}
+        Err(NotOurs::Covered(reason)) => return Found::Nothing(reason),
+        Err(NotOurs::Problem(problem)) => return only(problem),
     }
-    let (wanted, problems) = match &order.subject {
+    let actions = match &order.subject {
         Subject::Pipeline {
             pipeline,
             execution_id,
@@ -103,11 +106,16 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
         } => {
             let client = clients.in_region(&order.region);
             let succeeded_at = (*ended == Ended::Succeeded).then_some(order.time);
-            let actions =
-                pipeline::actions(&client, order, home, pipeline, execution_id, succeeded_at);
+            let actions = pipeline::actions(
+                &client,
+                order,
+                accounts,
+                pipeline,
+                execution_id,
+                succeeded_at,
+            );
             match timeout_at(by, actions).await {
-                Ok(Ok(Actions::None(reason))) => return Found::Nothing(reason),
-                Ok(Ok(Actions::Some { wanted, problems })) => (wanted, problems),
+                Ok(Ok(actions)) => actions,
                 Ok(Err(problem)) => return only(problem),
                 Err(_) => return only(Problem::out_of_time(Step::Deployments)),
             }
@@ -117,23 +125,22 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
             deployment_group,
             deployment_id,
             ..
-        } => (
-            of_group(order, application, deployment_group, Some(deployment_id)),
-            Problems::default(),
-        ),
+        } => of_group(order, application, deployment_group, Some(deployment_id)),
         Subject::Request {
             application,
             deployment_group,
             deployment_id,
-        } => (
-            of_group(order, application, deployment_group, deployment_id.as_ref()),
-            Problems::default(),
-        ),
+        } => of_group(order, application, deployment_group, deployment_id.as_ref()),
     };
+    let Actions {
+        wanted,
+        problems,
+        mut reasons,
+    } = actions;
     let resolved = wanted
         .into_iter()
         .map(|(name, ids)| resolve(clients, order, name, ids, by));
-    let (mut groups, mut unresolved, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut groups, mut unresolved) = (Vec::new(), Vec::new());
     for one in join_all(resolved).await {
         match one {
             Resolved::Ours(group) => groups.push(group),
@@ -143,6 +150,9 @@ pub async fn find(clients: &Clients, order: &Order, home: &Home, by: Instant) ->
     }
     if groups.is_empty() && unresolved.is_empty() && problems.is_empty() {
         return Found::Nothing(reasons.join("; "));
+    }
+    for reason in reasons {
+        tracing::info!("{reason}");
     }
     Found::Groups {
         groups,
@@ -174,14 +184,17 @@ fn of_group(
     application: &Name,
     deployment_group: &Name,
     deployment_id: Option<&Name>,
-) -> BTreeMap<GroupName, Vec<Name>> {
+) -> Actions {
     let name = GroupName {
         account: order.account.clone(),
         region: order.region.clone(),
         application: application.clone(),
         deployment_group: deployment_group.clone(),
     };
-    BTreeMap::from([(name, deployment_id.into_iter().cloned().collect())])
+    Actions {
+        wanted: BTreeMap::from([(name, deployment_id.into_iter().cloned().collect())]),
+        ..Actions::default()
+    }
 }
 
 /// What a wanted group turned out to be.

@@ -50,12 +50,26 @@ checked!(
 );
 
 checked!(
-    /// The id of an EC2 instance, `i-` and 8 to 17 hexadecimal digits.
+    /// The id of a managed node: `i-` and 8 to 17 hexadecimal digits of an EC2 instance, `mi-` and 17 of a machine outside
+    /// EC2.
     InstanceId,
-    |text| text.strip_prefix("i-").is_some_and(|digits| {
-        (8..=17).contains(&digits.len()) && digits.bytes().all(|c| c.is_ascii_hexdigit())
-    })
+    |text| {
+        let (digits, least) = match text.strip_prefix("mi-") {
+            Some(digits) => (Some(digits), 17),
+            None => (text.strip_prefix("i-"), 8),
+        };
+        digits.is_some_and(|digits| {
+            (least..=17).contains(&digits.len()) && digits.bytes().all(|c| c.is_ascii_hexdigit())
+        })
+    }
 );
+
+impl InstanceId {
+    /// Whether it is of a machine outside EC2, which EC2 and Auto Scaling know nothing of.
+    pub fn is_on_premises(&self) -> bool {
+        self.0.starts_with("mi-")
+    }
+}
 
 checked!(
     /// The name of an application, a deployment group or a pipeline, or a deployment's id: 1 to 100 of the
@@ -129,6 +143,21 @@ mod tests {
         assert!(Region::read("us-gov-east-1").is_some());
         for text in ["example.com/", "", "EU-WEST-1", "1-eu"] {
             assert_eq!(Region::read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_machine_outside_ec2_has_an_id_of_its_own() {
+        let on_premises = |text| InstanceId::read(text).map(|id| id.is_on_premises());
+        assert_eq!(on_premises("i-01234567"), Some(false));
+        assert_eq!(on_premises("mi-0123456789abcdef0"), Some(true));
+        for text in [
+            "mi-01234567",
+            "mi-0123456789abcdefg",
+            "i-0123456",
+            "0123456789abcdef0",
+        ] {
+            assert_eq!(on_premises(text), None, "{text}");
         }
     }
 

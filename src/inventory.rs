@@ -1,40 +1,38 @@
 //! The instances of a deployment group, and what is known of each: CodeDeploy has evaluated tag filters already,
 //! so it is asked *who was deployed to*; Auto Scaling adds the members of now; Systems Manager says who can be
-//! reached, and EC2 whether the others run. What to do with each is decided in [`decision`](crate::decision).
+//! reached, and EC2 whether the others run. Which machine an on-premises target is, the [`directory`](crate::directory)
+//! says; what to do with each is decided in [`decision`](crate::decision).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_autoscaling::types::AutoScalingInstanceDetails;
 use aws_sdk_codedeploy::types::DeploymentGroupInfo;
-use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use crate::aws::{ATTEMPT_TIMEOUT, RegionClients};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::decision::{
-    Candidate, Circumstances, Decision, Lifecycle, Machine, Node, Running, Target, decide,
+    Candidate, Circumstances, Decision, Lifecycle, Machine, Names, Node, Running, Tagged, Target,
+    decide,
 };
 use crate::deployments::list_targets;
+use crate::directory::Directory;
 use crate::ec2;
 use crate::groups::Group;
-use crate::ids::{GroupName, InstanceId};
+use crate::ids::{GroupName, InstanceId, Region};
+use crate::nodes;
 use crate::paging::pages;
-use crate::platform::{Platform, PlatformType};
+use crate::platform::Platform;
 use crate::problem::{CallError, Code, Problem, Problems, Step};
-use crate::text::{harmless, plain};
+use crate::settings::{Settings, Tag};
+use crate::text::harmless;
 
 /// Group names in one `DescribeAutoScalingGroups`, and groups on one page of it.
 const AUTO_SCALING_GROUPS_PAGE: i32 = 100;
 /// Instance ids in one `DescribeAutoScalingInstances`, and instances on one page of it
 /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingInstances.html>).
 const LIFECYCLE_BATCH: usize = 50;
-/// Instance ids in one `DescribeInstanceInformation`, and nodes on one page of it
-/// (<https://docs.aws.amazon.com/systems-manager/latest/APIReference/API_DescribeInstanceInformation.html>).
-const INVENTORY_BATCH: usize = 50;
-const INVENTORY_PAGE: i32 = 50;
-/// Characters of an instance's name.
-const MAX_NAME: usize = 100;
 /// Characters of the names of Auto Scaling groups.
 const MAX_SHOWN: usize = 300;
 /// Seconds for which EC2 shows an instance that was terminated, about
@@ -46,6 +44,8 @@ const TERMINATED_ARE_SHOWN: u64 = 60 * 60;
 pub struct Fleet {
     /// Every candidate once.
     pub instances: BTreeMap<Target, Instance>,
+    /// The machines that CodeDeploy's names turned out to be.
+    pub names: Names,
     /// What could not be found out; it does not concern the instances above.
     pub problems: Problems,
     /// What the decisions rest on besides the candidates.
@@ -71,7 +71,8 @@ pub async fn find(
     client: &RegionClients,
     group: &Group,
     running: Running,
-    platforms: Vec<Platform>,
+    settings: &Settings,
+    directory: &Directory,
     clock: &Clock,
 ) -> Result<Fleet, CallError> {
     let info = get_group(client, &group.name).await?;
@@ -101,25 +102,33 @@ pub async fn find(
     }
 
     let asked = instances(&candidates, |_, candidate| candidate.may_stay());
-    let mut nodes = describe_nodes(client, &asked).await?;
+    let mut nodes = nodes::describe(client, &asked).await?;
     for (target, candidate) in &mut candidates {
         candidate.node = target.instance().and_then(|id| nodes.remove(id));
     }
 
+    let mut problems = Problems::default();
+    let region = &group.name.region;
+    let (names, unread) = match_names(client, region, directory, &mut candidates).await;
+    problems.extend(unread.map(|error| Problem::of_call(Step::Fleet, &error)));
+
     let ends = group.deployments.iter().filter_map(|d| d.completed_at);
     let circumstances = Circumstances {
-        running,
+        running: running.named(&names),
         long_ago: ends
             .max()
             .is_some_and(|ended| clock.now().seconds_since(ended) > TERMINATED_ARE_SHOWN),
-        platforms,
+        platforms: settings.documents.platforms(),
+        tag: settings.instance_tag.clone(),
     };
-    let mut problems = Problems::default();
     problems.extend(missing_groups(&group.name, &members.missing));
     if candidates.is_empty() {
         problems.note(no_targets(group));
     }
-    let unanswered = ask_ec2(client, &mut candidates).await;
+    let tag = circumstances.tag.as_ref();
+    let unanswered = ask_ec2(client, &mut candidates, tag).await;
+    let asked = tag.filter(|_| unanswered.is_none());
+    problems.extend(asked.and_then(|tag| nobody_tagged(&group.name, tag, &candidates)));
     problems.extend(unanswered.map(|error| Problem::of_call(Step::Fleet, &error)));
 
     let instances = candidates
@@ -132,6 +141,7 @@ pub async fn find(
         .collect();
     Ok(Fleet {
         instances,
+        names,
         problems,
         circumstances,
         read_at,
@@ -170,11 +180,16 @@ pub async fn decide_again(
     question: Question,
 ) -> Result<Again, CallError> {
     let asked_at = Instant::now();
-    let mut lifecycles = describe_lifecycles(client, ids).await?;
+    let of_ec2: Vec<InstanceId> = ids
+        .iter()
+        .filter(|id| !id.is_on_premises())
+        .cloned()
+        .collect();
+    let mut lifecycles = describe_lifecycles(client, &of_ec2).await?;
     let answered = Instant::now().checked_sub(ATTEMPT_TIMEOUT);
     let read_at = answered.map_or(asked_at, |answered| answered.max(asked_at));
     let mut nodes = match question {
-        Question::LifecycleAndInventory => describe_nodes(client, ids).await?,
+        Question::LifecycleAndInventory => nodes::describe(client, ids).await?,
         Question::Lifecycle(platform) => ids
             .iter()
             .map(|id| (id.clone(), Node::online(platform)))
@@ -186,12 +201,22 @@ pub async fn decide_again(
             let candidate = Candidate {
                 lifecycle: lifecycles.remove(id),
                 node: nodes.remove(id),
-                machine: Machine::Untold,
+                machine: match id.is_on_premises() {
+                    true => Machine::OutsideEc2,
+                    false => Machine::Untold,
+                },
+                // A tag does not change from minute to minute. Who was refused, or comes back, EC2 is asked about.
+                tagged: match question {
+                    Question::LifecycleAndInventory if !id.is_on_premises() => Tagged::Untold,
+                    Question::LifecycleAndInventory | Question::Lifecycle(_) => Tagged::Yes,
+                },
+                namesakes: None,
             };
             (Target::Instance(id.clone()), candidate)
         })
         .collect();
-    let unanswered = ask_ec2(client, &mut candidates).await;
+    let tag = circumstances.tag.as_ref();
+    let unanswered = ask_ec2(client, &mut candidates, tag).await;
     let decide = |(target, candidate): (&Target, &Candidate)| {
         let decision = decide(target, candidate, circumstances);
         Some((target.instance()?.clone(), decision))
@@ -201,6 +226,39 @@ pub async fn decide_again(
         read_at,
         unanswered,
     })
+}
+
+/// Exchanges the names of machines outside EC2 for their ids, as far as there is exactly one of a name. Without Systems
+/// Manager's answer they stay names, and the others go on.
+async fn match_names(
+    client: &RegionClients,
+    region: &Region,
+    directory: &Directory,
+    candidates: &mut BTreeMap<Target, Candidate>,
+) -> (Names, Option<CallError>) {
+    let mut names = Names::default();
+    if candidates.keys().all(|target| target.instance().is_some()) {
+        return (names, None);
+    }
+    let machines = match directory.in_region(client, region).await {
+        Ok(machines) => machines,
+        Err(error) => return (names, Some(error)),
+    };
+    let mut matched = BTreeMap::new();
+    for (target, candidate) in std::mem::take(candidates) {
+        match target {
+            Target::OnPremises(name) => {
+                let (target, candidate) = machines.candidate(&name);
+                if let Some(id) = target.instance() {
+                    names.note(&name, id);
+                }
+                matched.insert(target, candidate);
+            }
+            Target::Instance(_) => _ = matched.insert(target, candidate),
+        }
+    }
+    *candidates = matched;
+    (names, None)
 }
 
 /// The instances among the candidates that fit.
@@ -331,6 +389,24 @@ fn no_targets(group: &Group) -> Problem {
     Problem::new(Step::Fleet, code, message)
 }
 
+/// A roll-out to a few instances is silent about the others, but one that reaches nobody looks like one that is done.
+fn nobody_tagged(
+    group: &GroupName,
+    tag: &Tag,
+    candidates: &BTreeMap<Target, Candidate>,
+) -> Option<Problem> {
+    let told = candidates
+        .values()
+        .filter(|candidate| candidate.tagged != Tagged::Untold && !candidate.machine.is_ending());
+    let (count, yes) = told.fold((0, false), |(count, yes), candidate| {
+        (count + 1, yes || candidate.tagged == Tagged::Yes)
+    });
+    (count > 0 && !yes).then(|| {
+        let message = format!("none of {count} instances of {group} has the tag {tag}");
+        Problem::new(Step::Fleet, Code::NobodyTagged, message)
+    })
+}
+
 /// What Auto Scaling knows of these instances. Those it does not know are absent.
 async fn describe_lifecycles(
     client: &RegionClients,
@@ -368,116 +444,39 @@ async fn describe_lifecycles_of(
     .await
 }
 
-/// What Systems Manager knows of these instances. Those it does not know are absent.
-async fn describe_nodes(
-    client: &RegionClients,
-    ids: &[InstanceId],
-) -> Result<BTreeMap<InstanceId, Node>, CallError> {
-    let batches = ids
-        .chunks(INVENTORY_BATCH)
-        .map(|batch| describe_nodes_of(client, batch));
-    let found = try_join_all(batches).await?;
-    let read = |info: InstanceInformation| {
-        let id = InstanceId::read(info.instance_id()?)?;
-        Some((id, read_node(&info)))
-    };
-    Ok(found.into_iter().flatten().filter_map(read).collect())
-}
-
-/// One batch. An id that the service rejects spoils the whole call, so the batch is halved until the culprit
-/// stands alone; it is then unknown like any other that the service does not list.
-async fn describe_nodes_of(
-    client: &RegionClients,
-    ids: &[InstanceId],
-) -> Result<Vec<InstanceInformation>, CallError> {
-    let mut nodes = Vec::new();
-    let mut open = vec![ids];
-    while let Some(ids) = open.pop() {
-        match describe_nodes_listed(client, ids).await {
-            Ok(found) => nodes.extend(found),
-            Err(error) if error.code.refuses_an_id() => {
-                if ids.len() > 1 {
-                    let (left, right) = ids.split_at(ids.len() / 2);
-                    open.extend([right, left]);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(nodes)
-}
-
-async fn describe_nodes_listed(
-    client: &RegionClients,
-    ids: &[InstanceId],
-) -> Result<Vec<InstanceInformation>, CallError> {
-    const OPERATION: &str = "ssm:DescribeInstanceInformation";
-    let resource = &format!("{} instances", ids.len());
-    let filter = &InstanceInformationStringFilter::builder()
-        .key("InstanceIds")
-        .set_values(Some(texts(ids)))
-        .build()
-        .map_err(|_| CallError::incomplete(OPERATION, resource, "filter"))?;
-    pages(OPERATION, |token| async move {
-        let page = client
-            .ssm
-            .turn()
-            .await
-            .describe_instance_information()
-            .filters(filter.clone())
-            .max_results(INVENTORY_PAGE)
-            .set_next_token(token)
-            .send()
-            .await
-            .map_err(|error| CallError::new(OPERATION, resource, &error))?;
-        let nodes = page.instance_information_list.unwrap_or_default();
-        Ok((nodes, page.next_token))
-    })
-    .await
-}
-
 fn texts(ids: &[InstanceId]) -> Vec<String> {
     ids.iter().map(ToString::to_string).collect()
 }
 
-fn read_node(info: &InstanceInformation) -> Node {
-    // A host chooses its own name.
-    let text = |value: Option<&str>| {
-        value
-            .map(|text| harmless(text, MAX_NAME))
-            .filter(|text| !text.is_empty())
-    };
-    Node {
-        ping: plain(
-            info.ping_status().map_or("unknown", PingStatus::as_str),
-            MAX_NAME,
-        ),
-        last_ping: info.last_ping_date_time().map(Timestamp::rounded_up),
-        name: text(info.name()).or_else(|| text(info.computer_name())),
-        platform: PlatformType::read(info.platform_type()),
-    }
-}
-
-/// Asks EC2 about those that Systems Manager does not reach. Without its answer they count as unreachable, and the others
-/// go on.
+/// Asks EC2 about those that Systems Manager does not reach: without its answer they count as unreachable, and the others
+/// go on. Where a tag is asked for, about the others too.
 async fn ask_ec2(
     client: &RegionClients,
     candidates: &mut BTreeMap<Target, Candidate>,
+    tag: Option<&Tag>,
 ) -> Option<CallError> {
-    let unreached = instances(candidates, |_, candidate| {
-        candidate.may_stay() && !candidate.is_online()
+    let asked = instances(candidates, |id, candidate| {
+        !id.is_on_premises() && candidate.needs_ec2(tag)
     });
-    if unreached.is_empty() {
+    if asked.is_empty() {
         return None;
     }
-    let mut states = match ec2::states(&client.ec2, &unreached).await {
-        Ok(states) => states,
+    let mut told = match ec2::instances(&client.ec2, &asked).await {
+        Ok(told) => told,
         Err(error) => return Some(error),
     };
-    for id in unreached {
-        let machine = states.remove(&id).map_or(Machine::NotThere, Machine::Is);
-        if let Some(candidate) = candidates.get_mut(&Target::Instance(id)) {
-            candidate.machine = machine;
+    for id in asked {
+        let instance = told.remove(&id);
+        let Some(candidate) = candidates.get_mut(&Target::Instance(id)) else {
+            continue;
+        };
+        candidate.machine = Machine::NotThere;
+        if let Some(instance) = instance {
+            candidate.tagged = match tag.is_some_and(|tag| tag.is_among(&instance.tags)) {
+                true => Tagged::Yes,
+                false => Tagged::No,
+            };
+            candidate.machine = Machine::Is(instance.state);
         }
     }
     None

@@ -13,7 +13,7 @@ worded! {
         AlreadyRestarted = "already-restarted",
         /// The agent uses less memory than the threshold, and is proven healthy.
         BelowThreshold = "below-threshold",
-        /// Deliberately left alone: starting, leaving, or not running.
+        /// Deliberately left alone: starting, leaving, not running, or without the tag that is asked for.
         Skipped = "skipped",
         /// The document ran and reports a failure, or an answer that proves nothing.
         Failed = "failed",

@@ -6,11 +6,12 @@
 //!
 //! 1. [`trigger`] reads what the event orders, out of what it came in ([`wrapping`]). Then [`groups`] finds the deployment
 //!    groups that are meant: [`pipeline`] asks CodePipeline for an execution's deployments, once its list has settled, and
-//!    [`deployments`] asks CodeDeploy about them and whom they went to.
+//!    [`deployments`] asks CodeDeploy about them and whom they went to. What is of other [`accounts`] is left to these.
 //! 2. **Each group is a story of its own.** [`quiet`] waits until no other deployment of it runs, at most 120 s.
 //!    [`freshness`] asks what was deployed since: an agent is fresh if it started after the last deployment to its host ended.
-//!    [`inventory`] asks Auto Scaling and Systems Manager about the group's instances, and [`ec2`] whether those run that
-//!    Systems Manager does not reach; [`decision`] says of each whether a restart is ordered, or why not. [`restart`] sends
+//!    [`inventory`] asks Auto Scaling and Systems Manager ([`nodes`]) about the group's instances, which machine outside EC2
+//!    bears a target's name ([`directory`]), and [`ec2`] whether those run that Systems Manager does not reach, and who has
+//!    the tag that may be asked for; [`decision`] says of each whether a restart is ordered, or why not. [`restart`] sends
 //!    each [`platform`] its Run Command document and asks for results until each instance has an [`outcome`]; [`window`]
 //!    tells it how many may be sent to, and when to stop after failures, [`flights`] who is late. Groups live side by side,
 //!    but groups that have targets in common follow each other: what the first one restarts is fresh for the next.
@@ -49,12 +50,14 @@ use futures_util::future::{BoxFuture, join_all, try_join};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+pub mod accounts;
 pub mod advice;
 pub mod answer;
 pub mod aws;
 pub mod clock;
 pub mod decision;
 pub mod deployments;
+pub mod directory;
 pub mod document;
 pub mod ec2;
 pub mod flights;
@@ -65,6 +68,7 @@ pub mod inventory;
 pub mod kind;
 pub mod message;
 pub mod metrics;
+pub mod nodes;
 pub mod notify;
 pub mod outcome;
 pub mod pace;
@@ -81,16 +85,18 @@ pub mod trigger;
 pub mod window;
 pub mod wrapping;
 
+use accounts::Accounts;
 use answer::Answer;
 use aws::{Clients, RegionClients};
 use clock::Clock;
 use decision::{Decision, Running};
+use directory::Directory;
 use freshness::Freshness;
 use groups::{Found, Group};
 use inventory::Fleet;
 use problem::{CallError, Code, Problem, Step};
 use report::{GroupReport, Report};
-use settings::{Documents, Settings};
+use settings::Settings;
 use trigger::{EventError, Home, Order, Trigger};
 
 /// Finding the deployments and then the instances may take this long together, retries included …
@@ -176,7 +182,12 @@ impl Restarter {
         // Boxed, here and below: the compiler limits how deep futures may nest.
         let (begun, now) = (clock.elapsed(), Instant::now());
         let by = (now + DEPLOYMENTS_LIMIT).min(clock.until());
-        let found: BoxFuture<'_, Found> = Box::pin(groups::find(&self.clients, &order, home, by));
+        let accounts = Accounts {
+            home,
+            covered: &self.settings.covered_accounts,
+        };
+        let found: BoxFuture<'_, Found> =
+            Box::pin(groups::find(&self.clients, &order, accounts, by));
         let (groups, unresolved, problems) = match found.await {
             Found::Groups {
                 groups,
@@ -192,9 +203,10 @@ impl Restarter {
         let took = clock.elapsed() - begun;
         let left = RESOLVE_LIMIT.saturating_sub(took);
         let dry_run = order.dry_run || self.settings.dry_run;
+        let directory = &Directory::new(self.settings.instance_tag.clone());
         let chains = groups::chains(groups)
             .into_iter()
-            .map(|chain| self.restart_chain(chain, clock, left, dry_run));
+            .map(|chain| self.restart_chain(chain, directory, clock, left, dry_run));
         let mut groups = join_all(chains).await.concat();
         groups.extend(
             unresolved
@@ -214,6 +226,7 @@ impl Restarter {
     fn restart_chain<'a>(
         &'a self,
         chain: Vec<Group>,
+        directory: &'a Directory,
         clock: &'a Clock,
         left: Duration,
         dry_run: bool,
@@ -227,7 +240,8 @@ impl Restarter {
                     (false, true) if !reports.is_empty() => Way::TooLate,
                     (false, _) => Way::Restart,
                 };
-                reports.push(self.restart_group(group, clock, left, way).await);
+                let report = self.restart_group(group, directory, clock, left, way);
+                reports.push(report.await);
             }
             reports
         })
@@ -237,14 +251,15 @@ impl Restarter {
     async fn restart_group(
         &self,
         group: Group,
+        directory: &Directory,
         clock: &Clock,
         left: Duration,
         way: Way,
     ) -> GroupReport {
         let begun = clock.elapsed();
         let client = self.clients.in_region(&group.name.region);
-        let documents = &self.settings.documents;
-        let found = find_fleet(&client, &group, documents, clock, left, way).await;
+        let settings = &self.settings;
+        let found = find_fleet(&client, &group, settings, directory, clock, left, way).await;
         let (fleet, fresh) = match found {
             Ok(found) => found,
             Err(problem) => {
@@ -254,7 +269,6 @@ impl Restarter {
         let results = match way {
             Way::Plan => None,
             Way::Restart | Way::TooLate => {
-                let settings = &self.settings;
                 Some(restart::restart(&client, settings, clock, &group, &fleet, &fresh).await)
             }
         };
@@ -316,7 +330,8 @@ enum Way {
 async fn find_fleet(
     client: &RegionClients,
     group: &Group,
-    documents: &Documents,
+    settings: &Settings,
+    directory: &Directory,
     clock: &Clock,
     left: Duration,
     way: Way,
@@ -328,12 +343,16 @@ async fn find_fleet(
     };
     let by = (Instant::now() + left).min(clock.until());
     let found = try_join(
-        inventory::find(client, group, running, documents.platforms(), clock),
+        inventory::find(client, group, running, settings, directory, clock),
         // A deployment that was waited for counts.
         freshness::read(client, group, clock),
     );
     match timeout_at(by, found).await {
-        Ok(found) => found.map_err(|error| Problem::of_call(Step::Fleet, &error)),
+        Ok(Ok((fleet, fresh))) => {
+            let fresh = fresh.named(&fleet.names);
+            Ok((fleet, fresh))
+        }
+        Ok(Err(error)) => Err(Problem::of_call(Step::Fleet, &error)),
         Err(_) if way == Way::TooLate && Instant::now() >= clock.until() => Err(Problem::new(
             Step::Fleet,
             Code::NoTime,

@@ -25,12 +25,14 @@ pub enum Cause {
     Reported(Verdict),
     /// The document's step ended, and its output proves nothing.
     NoProof,
-    /// Starting, leaving, or not running.
+    /// Starting, leaving, not running, or without the tag that is asked for.
     Skipped,
     /// Another deployment of the group runs.
     DeploymentRuns,
-    /// Offline, not managed by Systems Manager, refused by it, or on-premises.
+    /// Offline, not managed by Systems Manager, or refused by it.
     Unreachable,
+    /// On-premises, and no managed node bears its name alone.
+    Unmatched,
     /// The function's role may send to others, and not to this instance.
     Denied,
     /// The command is not known to have arrived, or could not run there.
@@ -65,7 +67,7 @@ impl Cause {
             Self::NoProof => Kind::Failed,
             Self::Skipped => Kind::Skipped,
             Self::DeploymentRuns => Kind::Busy,
-            Self::Unreachable | Self::Denied => Kind::Unreachable,
+            Self::Unreachable | Self::Unmatched | Self::Denied => Kind::Unreachable,
             Self::Undelivered | Self::CannotRun => Kind::Undelivered,
             Self::TimedOut => Kind::TimedOut,
             Self::Cancelled => Kind::Cancelled,
@@ -87,6 +89,7 @@ impl Cause {
             Self::NoProof
             | Self::DeploymentRuns
             | Self::Unreachable
+            | Self::Unmatched
             | Self::Denied
             | Self::Undelivered
             | Self::CannotRun
@@ -110,6 +113,7 @@ impl Cause {
             Self::Skipped
             | Self::DeploymentRuns
             | Self::Unreachable
+            | Self::Unmatched
             | Self::Denied
             | Self::Undelivered
             | Self::CannotRun
@@ -437,6 +441,7 @@ mod tests {
             Cause::Skipped,
             Cause::DeploymentRuns,
             Cause::Unreachable,
+            Cause::Unmatched,
             Cause::Denied,
             Cause::Undelivered,
             Cause::CannotRun,

@@ -8,12 +8,13 @@ use aws_sdk_codepipeline::types::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::accounts::{Accounts, NotOurs};
 use crate::aws::RegionClients;
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, Arn, GroupName, Name, Region};
 use crate::paging::pages;
 use crate::problem::{CallError, Code, Problem, Problems, Step};
-use crate::trigger::{Home, Order};
+use crate::trigger::Order;
 
 /// CodePipeline's list may lag behind its event, each row by itself: it is asked again this often …
 const LIST_LAG_PAUSE: Duration = Duration::from_secs(5);
@@ -26,16 +27,20 @@ const LAST_END_SECONDS: i64 = 30;
 const ACTIONS_PAGE: i32 = 100;
 
 /// What an execution deployed.
-pub enum Actions {
-    /// Nothing of ours, and why.
-    None(String),
-    /// Deployments by group, and what could not be read.
-    Some {
-        /// The ids of the deployments to each group.
-        wanted: BTreeMap<GroupName, Vec<Name>>,
-        /// One for each action that makes no sense.
-        problems: Problems,
-    },
+#[derive(Debug, Default)]
+pub struct Actions {
+    /// The ids of the deployments to each group.
+    pub wanted: BTreeMap<GroupName, Vec<Name>>,
+    /// One for each action that makes no sense.
+    pub problems: Problems,
+    /// Why nothing is done about the others.
+    pub reasons: Vec<String>,
+}
+
+impl Actions {
+    fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.problems.is_empty() && self.reasons.is_empty()
+    }
 }
 
 /// Reads the execution's CodeDeploy actions that have ended: one that failed or was abandoned has deployed as well. When
@@ -46,31 +51,32 @@ pub enum Actions {
 pub async fn actions(
     client: &RegionClients,
     order: &Order,
-    home: &Home,
+    accounts: Accounts<'_>,
     pipeline: &Name,
     execution_id: &str,
     succeeded_at: Option<Timestamp>,
 ) -> Result<Actions, Problem> {
     let (rows, lag) = settled_rows(client, succeeded_at, pipeline, execution_id).await?;
-    let mut wanted: BTreeMap<GroupName, Vec<Name>> = BTreeMap::new();
-    let mut problems = Problems::default();
-    problems.extend(lag.and_then(|lag| lag.problem(pipeline, execution_id)));
+    let mut actions = Actions::default();
+    let lag = lag.and_then(|lag| lag.problem(pipeline, execution_id));
+    actions.problems.extend(lag);
     // A try that deployed nothing does not hide the one before it, nor does one that still runs.
     let over = rows
         .iter()
         .filter(|row| has_ended(row) && (succeeded(row) || deployment(row).is_some()));
     for row in newest_per_action(over).values() {
-        match read_action(row, order, home) {
-            Ok((name, id)) => wanted.entry(name).or_default().push(id),
-            Err(problem) => problems.note(problem),
+        match read_action(row, order, accounts) {
+            Ok((name, id)) => actions.wanted.entry(name).or_default().push(id),
+            Err(NotOurs::Covered(reason)) => actions.reasons.push(reason),
+            Err(NotOurs::Problem(problem)) => actions.problems.note(problem),
         }
     }
-    if wanted.is_empty() && problems.is_empty() {
-        return Ok(Actions::None(format!(
+    if actions.is_empty() {
+        actions.reasons.push(format!(
             "no CodeDeploy action deployed anything in execution {execution_id} of pipeline {pipeline}"
-        )));
+        ));
     }
-    Ok(Actions::Some { wanted, problems })
+    Ok(actions)
 }
 
 /// What shows that the list of an execution's actions is not whole.
@@ -238,8 +244,8 @@ fn succeeded(row: &ActionExecutionDetail) -> bool {
 fn read_action(
     row: &ActionExecutionDetail,
     order: &Order,
-    home: &Home,
-) -> Result<(GroupName, Name), Problem> {
+    accounts: Accounts<'_>,
+) -> Result<(GroupName, Name), NotOurs> {
     let action = format!(
         "action {}/{}",
         row.stage_name().unwrap_or_default(),
@@ -254,14 +260,12 @@ fn read_action(
     };
     let input = row.input().ok_or_else(|| lacks("input"))?;
     let account = match input.role_arn() {
-        None => home.account.clone(),
+        None => accounts.home.account.clone(),
         Some(role) => Arn::read(role)
             .and_then(|arn| AccountId::read(arn.account))
             .ok_or_else(|| lacks("usable role"))?,
     };
-    if account != home.account {
-        return Err(other_account(&action, &account, home));
-    }
+    accounts.check(&action, &account)?;
     let configured = |key: &str| {
         input
             .resolved_configuration()
@@ -283,18 +287,6 @@ fn read_action(
         deployment_group: configured("DeploymentGroupName")?,
     };
     Ok((group, id))
-}
-
-/// What belongs to another account is told, and nothing is asked there.
-pub fn other_account(what: &str, account: &AccountId, home: &Home) -> Problem {
-    Problem::new(
-        Step::Deployments,
-        Code::OtherAccount(account.clone()),
-        format!(
-            "{what} belongs to account {account}, this function to {}; no call was made",
-            home.account
-        ),
-    )
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ pub enum Code {
     InvalidRequest,
     /// AWS gives page after page.
     TooManyPages,
-    /// The event, or an action of the pipeline, belongs to this account, which is not the function's.
+    /// The event, or an action of the pipeline, belongs to this account, which is not the function's, nor one that is
+    /// known to have an installation of its own.
     OtherAccount(AccountId),
     /// CodePipeline's list of actions does not settle; those that it lists go on.
     ActionsNotListed,
@@ -46,6 +47,8 @@ pub enum Code {
     NoDeployment,
     /// A deployment without targets, of a group without members.
     NoTargets,
+    /// Nobody in the group has the tag that an instance must have to be sent to.
+    NobodyTagged,
     /// The deployment group names Auto Scaling groups that do not exist.
     AutoScalingGroupMissing,
     /// The function's own time was over.
@@ -68,6 +71,7 @@ impl Code {
             Self::ForeignDeployment => "ForeignDeployment",
             Self::NoDeployment => "NoDeployment",
             Self::NoTargets => "NoTargets",
+            Self::NobodyTagged => "NobodyTagged",
             Self::AutoScalingGroupMissing => "AutoScalingGroupMissing",
             Self::NoTime => "NoTime",
         }
@@ -86,6 +90,7 @@ impl Code {
             | Self::ForeignDeployment
             | Self::NoDeployment
             | Self::NoTargets
+            | Self::NobodyTagged
             | Self::AutoScalingGroupMissing
             | Self::NoTime => false,
         }
@@ -149,6 +154,7 @@ impl Code {
             | Self::ForeignDeployment
             | Self::NoDeployment
             | Self::NoTargets
+            | Self::NobodyTagged
             | Self::AutoScalingGroupMissing => false,
         }
     }

@@ -1,5 +1,8 @@
 //! The function's settings: environment variables, read once, every problem told at once.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
 use crate::ids::{AccountId, Arn, Region};
 use crate::platform::Platform;
 use crate::text::quoted;
@@ -21,6 +24,10 @@ pub struct Settings {
     pub busy_wait_seconds: u32,
     /// Agents that use less than this many MiB are left alone; 0 restarts every agent.
     pub min_memory_mib: u32,
+    /// The tag that an instance must have to be sent to; none when all may be.
+    pub instance_tag: Option<Tag>,
+    /// Accounts with an installation of their own: what is of them is none of this one's business.
+    pub covered_accounts: BTreeSet<AccountId>,
     /// Plan only: send nothing, publish nothing.
     pub dry_run: bool,
 }
@@ -48,6 +55,28 @@ impl Documents {
         let mut platforms = vec![Platform::Linux, Platform::Windows];
         platforms.retain(|platform| self.of(*platform).is_some());
         platforms
+    }
+}
+
+/// A tag that an instance has, or has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl Tag {
+    /// Whether it is among these.
+    pub fn is_among(&self, tags: &BTreeMap<String, String>) -> bool {
+        tags.get(&self.key) == Some(&self.value)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key, self.value)
     }
 }
 
@@ -141,6 +170,17 @@ const MIN_MEMORY_MIB: Setting = Setting {
     default: Some("0"),
     accepted: "whole MiB, 0 (off) to 1048576",
 };
+const INSTANCE_TAG: Setting = Setting {
+    variable: "INSTANCE_TAG",
+    default: Some(""),
+    accepted: "KEY=VALUE, such as AgentRestart=yes, a key of 1 to 128 and a value of 1 to 256 of a-z A-Z 0-9 + = . : / @ _ - \
+               (no blanks, and no = in the key)",
+};
+const COVERED_ACCOUNTS: Setting = Setting {
+    variable: "COVERED_ACCOUNTS",
+    default: Some(""),
+    accepted: "account ids of 12 digits with commas between them, such as 123456789012,210987654321",
+};
 const DRY_RUN: Setting = Setting {
     variable: "DRY_RUN",
     default: Some("false"),
@@ -159,7 +199,7 @@ pub struct SettingProblem {
 
 impl Settings {
     /// Every variable that [`read`](Self::read) reads, in order.
-    pub const ALL: [Setting; 9] = [
+    pub const ALL: [Setting; 11] = [
         TOPIC_ARN,
         DOCUMENT_NAME,
         WINDOWS_DOCUMENT_NAME,
@@ -168,6 +208,8 @@ impl Settings {
         MAX_ERRORS,
         BUSY_WAIT_SECONDS,
         MIN_MEMORY_MIB,
+        INSTANCE_TAG,
+        COVERED_ACCOUNTS,
         DRY_RUN,
     ];
 
@@ -194,6 +236,11 @@ impl Settings {
         let max_errors = reader.read(MAX_ERRORS, |text| parse_rate(text, 0));
         let busy_wait_seconds = reader.read(BUSY_WAIT_SECONDS, |text| parse_number(text, 240));
         let min_memory_mib = reader.read(MIN_MEMORY_MIB, |text| parse_number(text, 1_048_576));
+        let instance_tag = reader.read(INSTANCE_TAG, |text| match text {
+            "" => Some(None),
+            tag => parse_tag(tag).map(Some),
+        });
+        let covered_accounts = reader.read(COVERED_ACCOUNTS, parse_accounts);
         let dry_run = reader.read(DRY_RUN, |text| text.parse().ok());
         // Every one has been read by now, so that every problem is known.
         let settings = || {
@@ -208,6 +255,8 @@ impl Settings {
                 max_errors: max_errors?,
                 busy_wait_seconds: busy_wait_seconds?,
                 min_memory_mib: min_memory_mib?,
+                instance_tag: instance_tag?,
+                covered_accounts: covered_accounts?,
                 dry_run: dry_run?,
             })
         };
@@ -257,6 +306,27 @@ fn parse_document_name(text: &str) -> Option<String> {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "_-.:/".contains(c));
     fits.then(|| text.to_owned())
+}
+
+fn parse_tag(text: &str) -> Option<Tag> {
+    let (key, value) = text.split_once('=')?;
+    let fits = |part: &str, most| {
+        (1..=most).contains(&part.len())
+            && part
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || b"+=.:/@_-".contains(&c))
+    };
+    (fits(key, 128) && fits(value, 256)).then(|| Tag {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
+}
+
+fn parse_accounts(text: &str) -> Option<BTreeSet<AccountId>> {
+    match text {
+        "" => Some(BTreeSet::new()),
+        list => list.split(',').map(AccountId::read).collect(),
+    }
 }
 
 fn parse_notify_on(text: &str) -> Option<NotifyOn> {
@@ -341,6 +411,8 @@ mod tests {
             ("MAX_ERRORS", "101%"),
             ("BUSY_WAIT_SECONDS", "241"),
             ("MIN_MEMORY_MIB", "-1"),
+            ("INSTANCE_TAG", "AgentRestart=after deployment"),
+            ("COVERED_ACCOUNTS", "123456789012, 210987654321"),
             ("DRY_RUN", "yes"),
         ])
         .unwrap_err();
@@ -354,6 +426,8 @@ mod tests {
         MAX_ERRORS: "101%" is not accepted; accepted: a number from 0, or 0% to 100%
         BUSY_WAIT_SECONDS: "241" is not accepted; accepted: whole seconds, 0 to 240
         MIN_MEMORY_MIB: "-1" is not accepted; accepted: whole MiB, 0 (off) to 1048576
+        INSTANCE_TAG: "AgentRestart=after deployment" is not accepted; accepted: KEY=VALUE, such as AgentRestart=yes, a key of 1 to 128 and a value of 1 to 256 of a-z A-Z 0-9 + = . : / @ _ - (no blanks, and no = in the key)
+        COVERED_ACCOUNTS: "123456789012, 210987654321" is not accepted; accepted: account ids of 12 digits with commas between them, such as 123456789012,210987654321
         DRY_RUN: "yes" is not accepted; accepted: true or false
         "#);
     }
@@ -368,6 +442,51 @@ mod tests {
         .unwrap_err();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].setting, TOPIC_ARN);
+    }
+
+    #[test]
+    fn a_tag_has_a_key_and_a_value_without_blanks_or_wildcards() {
+        let long = format!("AgentRestart={}", "v".repeat(256));
+        for text in ["AgentRestart=yes", "team:a/b@c=1+1=2", &long] {
+            assert_eq!(parse_tag(text).unwrap().to_string(), text);
+        }
+        let too_long = format!("AgentRestart={}", "v".repeat(257));
+        for text in [
+            "yes",
+            "=yes",
+            "AgentRestart=",
+            "AgentRestart=a b",
+            "Agent Restart=a",
+            " a=b",
+            "a=*",
+            "a=b,c",
+            "ä=b",
+            &too_long,
+        ] {
+            assert_eq!(parse_tag(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn accounts_are_ids_and_nothing_else() {
+        let ids = |text| {
+            let accounts = parse_accounts(text)?;
+            Some(Vec::from_iter(accounts.iter().map(ToString::to_string)))
+        };
+        assert_eq!(ids(""), Some(Vec::new()));
+        let two = "210987654321,123456789012,210987654321";
+        assert_eq!(ids(two).unwrap(), ["123456789012", "210987654321"]);
+        for text in [
+            ",",
+            "123456789012,",
+            " 123456789012",
+            "123456789012;210987654321",
+            "1234-5678-9012",
+            "12345678901",
+            "all",
+        ] {
+            assert_eq!(ids(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ const MAX_OUTPUT: usize = 2_500;
 /// The moment at which everything here is received.
 const NOW: Timestamp = Timestamp(1_771_319_645);
 
-const EVENTS: [&str; 15] = [
+const EVENTS: [&str; 16] = [
     include_str!("../events/pipeline-succeeded.json"),
     include_str!("../events/pipeline-succeeded-integers.json"),
     include_str!("../events/pipeline-succeeded-strings.json"),
@@ -33,6 +33,7 @@ const EVENTS: [&str; 15] = [
     include_str!("../events/action-succeeded.json"),
     include_str!("../events/codedeploy-success.json"),
     include_str!("../events/codedeploy-failure.json"),
+    include_str!("../events/codedeploy-other-account.json"),
     include_str!("../events/by-hand.json"),
     include_str!("../events/dry-run.json"),
 ];
@@ -214,7 +215,7 @@ proptest! {
     ) {
         // In the order of `Settings::ALL`.
         const GOOD: [&str; Settings::ALL.len()] = [
-            "arn:aws:sns:eu-west-1:123456789012:t", "restart-agent", "restart-windows-agent", "always", "3", "0%", "240", "1", "true",
+            "arn:aws:sns:eu-west-1:123456789012:t", "restart-agent", "restart-windows-agent", "always", "3", "0%", "240", "1", "AgentRestart=yes", "123456789012", "true",
         ];
         let value = |name: &'static str| {
             let number = Settings::ALL.iter().position(|known| known.variable == name).expect("a known variable");

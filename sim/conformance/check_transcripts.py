@@ -818,9 +818,12 @@ def message_structure(params, out):
 
 
 def one_filter_form(params, out):
-    """API_DescribeInstanceInformation: the two kinds of filters exclude each other."""
+    """API_DescribeInstanceInformation: the two forms of filters exclude each other, and so do tags and all other keys."""
     if params.get("Filters") and params.get("InstanceInformationFilterList"):
         out.append(Problem("Filters", "together with InstanceInformationFilterList (API reference)"))
+    by_tag = {str(each.get("Key")).startswith(("tag:", "tag-key")) for each in params.get("Filters") or [] if isinstance(each, dict)}
+    if len(by_tag) > 1:
+        out.append(Problem("Filters", "a tag together with another key (API reference)"))
 
 
 def ids_or_pages(params, out):

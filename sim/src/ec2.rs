@@ -166,10 +166,24 @@ fn instance(host: &Host, region: &str, launched: &str) -> Value {
         "rootDeviceName": "/dev/xvda",
         "blockDeviceMapping": [],
         "virtualizationType": "hvm",
-        "tagSet": host.name.iter().map(|name| json!({ "key": "Name", "value": name })).collect::<Vec<_>>(),
+        "tagSet": tags(host),
         "hypervisor": "xen",
         "platformDetails": if host.platform == "Windows" { "Windows" } else { "Linux/UNIX" },
     })
+}
+
+/// One that was terminated loses them before EC2 forgets it.
+fn tags(host: &Host) -> Vec<Value> {
+    let name = host.name.as_deref().map(|name| ("Name", name));
+    let others = host
+        .tags
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()));
+    name.into_iter()
+        .chain(others)
+        .filter(|_| host.state != "terminated")
+        .map(|(key, value)| json!({ "key": key, "value": value }))
+        .collect()
 }
 
 /// The state's number in the low byte (API_InstanceState).

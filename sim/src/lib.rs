@@ -38,7 +38,7 @@ mod world;
 
 pub use scenario::{
     APPLICATION, AUTO_SCALING_GROUP, DEPLOYMENT, DEPLOYMENT_GROUP, DOCUMENT, TOPIC,
-    WINDOWS_DOCUMENT, documents, instance_id,
+    WINDOWS_DOCUMENT, documents, instance_id, managed_id,
 };
 pub use ssm::PARAMETERS;
 pub use state::{

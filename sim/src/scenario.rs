@@ -141,6 +141,12 @@ pub fn instance_id(n: usize) -> String {
     format!("i-{n:017x}")
 }
 
+/// The n-th machine outside EC2.
+#[must_use]
+pub fn managed_id(n: usize) -> String {
+    format!("mi-{n:017x}")
+}
+
 /// The restarter's two documents, as its stack makes them.
 #[must_use]
 pub fn documents() -> Vec<Document> {

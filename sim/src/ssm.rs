@@ -116,6 +116,11 @@ fn inventory_filters<'a>(input: &Input<'a>) -> Result<Vec<(String, Vec<&'a str>)
             filters.push((name.to_owned(), given));
         }
     }
+    let by_tag = |key: &str| key.starts_with("tag:") || key == "tag-key";
+    if filters.iter().any(|(key, _)| by_tag(key)) && !filters.iter().all(|(key, _)| by_tag(key)) {
+        let message = "Tag filters can't be combined with other filter types";
+        return Err(Failure::new("InvalidFilterKey", message));
+    }
     Ok(filters)
 }
 
@@ -153,9 +158,22 @@ fn passes(host: &Host, key: &str, values: &[&str]) -> bool {
         "PingStatus" => values.contains(&host.ping.as_str()),
         "PlatformTypes" => values.contains(&host.platform.as_str()),
         "AgentVersion" => values.contains(&SSM_AGENT),
-        "ResourceType" => values.contains(&"EC2Instance"),
-        // The hosts of this world carry no tags, activations, roles or associations.
-        _ => false,
+        "ResourceType" => values.contains(&resource_type(host)),
+        "tag-key" => values.iter().any(|key| host.tags.contains_key(*key)),
+        // The hosts of this world carry no activations, roles or associations.
+        other => {
+            let value = other
+                .strip_prefix("tag:")
+                .and_then(|key| host.tags.get(key));
+            value.is_some_and(|value| values.contains(&value.as_str()))
+        }
+    }
+}
+
+fn resource_type(host: &Host) -> &'static str {
+    match host.is_on_premises() {
+        true => "ManagedInstance",
+        false => "EC2Instance",
     }
 }
 
@@ -183,18 +201,24 @@ fn node(context: &Context<'_>, host: &Host) -> Value {
         "PlatformName": platform_name,
         "PlatformVersion": platform_version,
         "RegistrationDate": context.epoch(REGISTERED),
-        "ResourceType": "EC2Instance",
+        "ResourceType": resource_type(host),
         "Name": host.name,
         "IPAddress": "10.0.3.17",
         "ComputerName": computer_name(host, context.region),
         "SourceId": host.id,
-        "SourceType": "AWS::EC2::Instance",
+        "SourceType": match host.is_on_premises() {
+            true => "AWS::SSM::ManagedInstance",
+            false => "AWS::EC2::Instance",
+        },
     })))
 }
 
 fn computer_name(host: &Host, region: &str) -> String {
     if host.computer_name.is_empty() {
-        format!("{}.{region}.compute.internal", host.id)
+        match host.is_on_premises() {
+            true => format!("{}.example.internal", host.id),
+            false => format!("{}.{region}.compute.internal", host.id),
+        }
     } else {
         host.computer_name.clone()
     }
@@ -333,14 +357,20 @@ fn instance_ids<'a>(context: &mut Context<'_>, input: &Input<'a>) -> Result<Vec<
             .get(context.region)
             .into_iter()
             .flat_map(|region| &region.hosts);
-        known.into_iter().any(|host| host.id == **id && host.denied)
+        let mut known = known.into_iter().filter(|host| host.id == **id);
+        let condition = context.state.send_condition.as_ref();
+        known.any(|host| host.denied || condition.is_some_and(|tag| !host.has(tag)))
     };
     if let Some(id) = ids.iter().find(denied) {
         let (region, account) = (context.region, &context.state.account);
         let message = format!(
             "User: arn:aws:sts::{account}:assumed-role/restarter/restarter is not authorized to perform: ssm:SendCommand \
-             on resource: arn:aws:ec2:{region}:{account}:instance/{id} because no identity-based policy allows the \
-             ssm:SendCommand action"
+             on resource: {} because no identity-based policy allows the \
+             ssm:SendCommand action",
+            match id.starts_with("mi-") {
+                true => format!("arn:aws:ssm:{region}:{account}:managed-instance/{id}"),
+                false => format!("arn:aws:ec2:{region}:{account}:instance/{id}"),
+            }
         );
         return Err(Failure::new("AccessDeniedException", message));
     }

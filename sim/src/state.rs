@@ -54,6 +54,9 @@ pub struct State {
     pub page_sizes: PageSizes,
     /// Items by which a page falls short of the size that the caller asks for, which is a maximum.
     pub page_shortfall: usize,
+    /// The tag that the caller's permission to send asks of an instance (`ssm:resourceTag/KEY`): `AccessDeniedException` for
+    /// the whole call when one lacks it.
+    pub send_condition: Option<TagFilter>,
     /// Errors to answer instead of what the world would answer.
     pub faults: Vec<Fault>,
 }
@@ -70,6 +73,7 @@ impl Default for State {
             command_lag: 0.0,
             page_sizes: PageSizes::default(),
             page_shortfall: 0,
+            send_condition: None,
             faults: Vec::new(),
         }
     }
@@ -332,7 +336,7 @@ impl Default for DeploymentGroup {
     }
 }
 
-/// An EC2 tag filter of type `KEY_AND_VALUE`.
+/// A tag: a filter of type `KEY_AND_VALUE`, or what a permission asks for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TagFilter {
@@ -446,10 +450,13 @@ impl Default for Member {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Host {
-    /// The instance id.
+    /// The instance id; `mi-` and 17 hexadecimal digits of a machine outside EC2.
     pub id: String,
-    /// SSM's name for it, if it has one.
+    /// SSM's name for it, if it has one. That of a machine outside EC2 comes from its activation, so that several may share
+    /// one.
     pub name: Option<String>,
+    /// Its tags, values by key, besides an instance's `Name`.
+    pub tags: BTreeMap<String, String>,
     /// Its host name; made from the id when empty.
     pub computer_name: String,
     /// `Linux`, `Windows` or `MacOS`; empty when Systems Manager does not tell.
@@ -491,6 +498,7 @@ impl Default for Host {
         Self {
             id: String::new(),
             name: None,
+            tags: BTreeMap::new(),
             computer_name: String::new(),
             platform: "Linux".to_owned(),
             state: "running".to_owned(),
@@ -508,6 +516,20 @@ impl Default for Host {
             answer: None,
             boots: Vec::new(),
         }
+    }
+}
+
+impl Host {
+    /// Whether it is no instance of EC2's.
+    #[must_use]
+    pub fn is_on_premises(&self) -> bool {
+        self.id.starts_with("mi-")
+    }
+
+    /// Whether it has the tag.
+    #[must_use]
+    pub fn has(&self, tag: &TagFilter) -> bool {
+        self.tags.get(&tag.key) == Some(&tag.value)
     }
 }
 

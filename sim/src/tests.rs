@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::wire::{Request, Service};
 use crate::{
     AgentFault, Answer, DEPLOYMENT, DOCUMENT, Deployment, Document, DocumentKind, Fault, Host, Job,
-    JobKind, Lost, SsmAgentFault, State, TOPIC, WINDOWS_DOCUMENT, World, instance_id,
+    JobKind, Lost, SsmAgentFault, State, TOPIC, WINDOWS_DOCUMENT, World, instance_id, managed_id,
 };
 
 const REGION: &str = "us-east-1";
@@ -1559,6 +1559,69 @@ async fn what_cannot_be_meant_is_told() {
     ] {
         assert!(told.contains(named), "{named}: {told}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inventory_can_be_asked_for_machines_outside_ec2_and_for_a_tag_and_not_for_both() {
+    let world = world(2);
+    world.with(|state| {
+        let mut machine = crate::Host {
+            id: managed_id(1),
+            name: Some("rack-1".to_owned()),
+            ..crate::Host::default()
+        };
+        machine
+            .tags
+            .insert("AgentRestart".to_owned(), "yes".to_owned());
+        state.region(REGION).hosts.push(machine);
+        let tags = &mut state.host(&instance_id(2)).tags;
+        tags.insert("AgentRestart".to_owned(), "yes".to_owned());
+    });
+    let asked = |filters: Value| {
+        let answer = ssm(
+            &world,
+            "DescribeInstanceInformation",
+            json!({ "Filters": filters }),
+        )?;
+        let nodes = answer["InstanceInformationList"]
+            .as_array()
+            .unwrap()
+            .clone();
+        let ids = nodes
+            .iter()
+            .map(|node| node["InstanceId"].as_str().unwrap().to_owned());
+        Ok::<_, String>(ids.collect::<Vec<_>>())
+    };
+    let kind = json!({ "Key": "ResourceType", "Values": ["ManagedInstance"] });
+    let tag = json!({ "Key": "tag:AgentRestart", "Values": ["yes"] });
+    assert_eq!(asked(json!([kind])).unwrap(), [managed_id(1)]);
+    assert_eq!(
+        asked(json!([tag])).unwrap(),
+        [instance_id(2), managed_id(1)]
+    );
+    assert!(
+        asked(json!([kind, tag]))
+            .unwrap_err()
+            .contains("InvalidFilterKey")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_names_one_without_the_tag_of_the_condition_is_denied() {
+    let world = world(2);
+    world.with(|state| {
+        let tag = crate::TagFilter {
+            key: "AgentRestart".to_owned(),
+            value: "yes".to_owned(),
+        };
+        let tags = &mut state.host(&instance_id(1)).tags;
+        tags.insert(tag.key.clone(), tag.value.clone());
+        state.send_condition = Some(tag);
+    });
+    let ids = [instance_id(1), instance_id(2)];
+    let sent = |ids: &[String]| ssm(&world, "SendCommand", command(&world, ids, json!({})));
+    assert!(sent(&ids[..1]).is_ok());
+    assert!(sent(&ids).unwrap_err().contains("AccessDenied"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,7 +75,8 @@ ENTRIES = 10
 PIPELINE = ["pipeline-succeeded", "pipeline-succeeded-integers", "pipeline-succeeded-strings", "pipeline-rollback"]
 # What starts the function unless the parameter After says otherwise, besides these.
 PIPELINE_OTHERWISE = ["pipeline-failed", "pipeline-stopped", "pipeline-superseded"]
-DEPLOYMENT = ["codedeploy-success"]
+# The bus writes its own account into the second one.
+DEPLOYMENT = ["codedeploy-success", "codedeploy-other-account"]
 DEPLOYMENT_OTHERWISE = ["codedeploy-failure"]
 # A rule must let none of these through, whatever the trigger is. The last one is made up below.
 NEVER = ["pipeline-started", "action-succeeded", "by-hand", "dry-run", "sqs-record", "sns-record", "another-source"]
@@ -100,6 +101,7 @@ EVERY_OPTION = {
     "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:{GIVEN_TOPIC}",
     "ExpectEventsWithinDays": "7",
     "InstanceTagValue": "yes",
+    "CoveredAccounts": "210987654321",
     "PermissionsBoundaryArn": "arn:aws:iam::aws:policy/PowerUserAccess",
     "LogRetentionDays": "90",
 }

@@ -49,7 +49,7 @@ STARTING = "i-0000000000000e206"
 
 SETTINGS = {"TOPIC_ARN": TOPIC, "DOCUMENT_NAME": "restart-agent", "WINDOWS_DOCUMENT_NAME": "restart-windows-agent", "MAX_CONCURRENCY": "100%"}
 # What the function would read from its own environment, so that none of it comes from the caller's.
-OWN_VARIABLES = ["TOPIC_ARN", "DOCUMENT_NAME", "WINDOWS_DOCUMENT_NAME", "NOTIFY_ON", "MAX_CONCURRENCY", "MAX_ERRORS", "BUSY_WAIT_SECONDS", "MIN_MEMORY_MIB", "DRY_RUN"]
+OWN_VARIABLES = ["TOPIC_ARN", "DOCUMENT_NAME", "WINDOWS_DOCUMENT_NAME", "NOTIFY_ON", "MAX_CONCURRENCY", "MAX_ERRORS", "BUSY_WAIT_SECONDS", "MIN_MEMORY_MIB", "INSTANCE_TAG", "COVERED_ACCOUNTS", "DRY_RUN"]
 
 
 class Failure(Exception):
@@ -489,6 +489,8 @@ def story_wrong_settings(binary):
         "MAX_ERRORS": "101%",
         "BUSY_WAIT_SECONDS": "241",
         "MIN_MEMORY_MIB": "-1",
+        "INSTANCE_TAG": "yes",
+        "COVERED_ACCOUNTS": "all",
         "DRY_RUN": "yes",
     }
     cases = [

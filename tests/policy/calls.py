@@ -55,7 +55,7 @@ class Stories:
         """The distinct calls as far as IAM can tell them apart: of the instances, one for each form of id."""
         shapes = {}
         for call in sorted(self.calls):
-            forms = {re.sub(r"(?<=:instance/i-).*", lambda found: "0" * len(found[0]), resource): resource for resource in reversed(call.resources)}
+            forms = {re.sub(r"(?<=instance/i-).*|(?<=instance/mi-).*", lambda found: "0" * len(found[0]), resource): resource for resource in reversed(call.resources)}
             shapes.setdefault((call.action, *forms), Call(call.action, tuple(reversed(forms.values()))))
         return list(shapes.values())
 
@@ -124,13 +124,18 @@ def resources_of(exchange, groups):
                 return deployment_groups(region, known) if known else None
             case "ssm:SendCommand":
                 # IAM asks about the document and about every instance: each must be allowed.
-                instances = [f"arn:aws:ec2:{region}:{ACCOUNT}:instance/{id}" for id in sorted(request["InstanceIds"])]
+                instances = [node(region, id) for id in sorted(request["InstanceIds"])]
                 return (f"arn:aws:ssm:{region}:{ACCOUNT}:document/{request['DocumentName']}", *instances)
             case "sns:Publish":
                 return (request["TopicArn"],)
     except KeyError as error:
         raise Unreadable(f"{exchange['where']}: {action} without {error}: teach resources_of in tests/policy/calls.py what it is authorised against") from error
     raise Unreadable(f"{exchange['where']}: {action} is new: say in tests/policy/calls.py what it is authorised against (Service Authorization Reference)")
+
+
+def node(region, id):
+    """The ARN of an instance of EC2's, or of a machine outside EC2."""
+    return f"arn:aws:ssm:{region}:{ACCOUNT}:managed-instance/{id}" if id.startswith("mi-") else f"arn:aws:ec2:{region}:{ACCOUNT}:instance/{id}"
 
 
 def deployment_groups(region, names):

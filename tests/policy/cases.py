@@ -179,14 +179,9 @@ CHANGES = {
         longer("document", r"document/.*"),
         resource("document", "AWS-RunShellScript, which AWS owns", rf":{ACCOUNT}:document/.*", "::document/AWS-RunShellScript"),
         resource("document's account", ELSEWHERE, rf":{ACCOUNT}:document", f":{ELSEWHERE}:document"),
-        resource("instance's account", ELSEWHERE, rf":{ACCOUNT}:instance", f":{ELSEWHERE}:instance"),
-        resource("instance", "a machine outside EC2", r":ec2:(.*):instance/.*", r":ssm:\1:managed-instance/mi-00000000000000001"),
-        action("ssm:StartSession", on=":instance/"),
         action("ssm:UpdateDocument", on=":document/"),
         action("ssm:ModifyDocumentPermission", on=":document/"),
         action("ssm:DeleteDocument", on=":document/"),
-        action("ec2:RebootInstances", on=":instance/"),
-        action("ec2:TerminateInstances", on=":instance/"),
         action("iam:PassRole", instead=FUNCTION_ROLE),
     ],
     "ssm:DescribeInstanceInformation": [
@@ -239,6 +234,21 @@ CHANGES = {
         action("codedeploy:DeleteDeploymentGroup"),
     ],
 )
+# Those of a command, by the kinds of nodes that it goes to.
+NODE_CHANGES = {
+    ":instance/": [
+        resource("instance's account", ELSEWHERE, rf":{ACCOUNT}:instance", f":{ELSEWHERE}:instance"),
+        action("ssm:StartSession", on=":instance/"),
+        action("ec2:RebootInstances", on=":instance/"),
+        action("ec2:TerminateInstances", on=":instance/"),
+    ],
+    ":managed-instance/": [
+        resource("machine's account", ELSEWHERE, rf":{ACCOUNT}:managed-instance", f":{ELSEWHERE}:managed-instance"),
+        action("ssm:StartSession", on=":managed-instance/"),
+        action("ssm:DeregisterManagedInstance", on=":managed-instance/"),
+        action("ssm:UpdateManagedInstanceRole", on=":managed-instance/"),
+    ],
+}
 OTHER_PIPELINES = [resource("pipeline", "another one of this account", r"[^:]+$", "another-pipeline"), longer("pipeline", r"[^:]+$")]
 OTHER_TAGS = [
     circumstance("instance's tag AgentRestart", TAG, "none"),
@@ -260,6 +270,9 @@ def made_by_the_stories(stack, calls):
         changes = list(CHANGES[call.action])
         if call.action == "codepipeline:ListActionExecutions" and stack.has("PipelineNames"):
             changes.extend(OTHER_PIPELINES)
+        if call.action == "ssm:SendCommand":
+            kinds = [kind for kind in NODE_CHANGES if any(kind in name for name in call.resources)]
+            changes.extend(change for kind in kinds for change in NODE_CHANGES[kind])
         if call.action == "ssm:SendCommand" and stack.has("InstanceTagValue"):
             changes.extend(OTHER_TAGS)
         yield Case("FunctionRole", call.action, "", requests, neighbours(requests, changes))
@@ -267,7 +280,7 @@ def made_by_the_stories(stack, calls):
 
 def tags_of(stack, name):
     """The tag that an instance carries where only tagged ones may be sent to."""
-    return ((TAG, TAG_VALUE),) if ":instance/" in name and stack.has("InstanceTagValue") else ()
+    return ((TAG, TAG_VALUE),) if "instance/" in name and stack.has("InstanceTagValue") else ()
 
 
 # ---- by AWS services, in a role's name -------------------------------------------------------------------------------

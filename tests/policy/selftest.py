@@ -39,8 +39,8 @@ def usual_stories():
 
 
 def sending(document):
-    """A SendCommand of a document to two instances."""
-    instances = [f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-0000000000000000{number}" for number in (1, 2)]
+    """A SendCommand of a document to two instances and a machine outside EC2."""
+    instances = [f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/i-0000000000000000{number}" for number in (1, 2)] + [f"arn:aws:ssm:{REGION}:{ACCOUNT}:managed-instance/mi-00000000000000001"]
     return Call("ssm:SendCommand", (f"arn:aws:ssm:{REGION}:{ACCOUNT}:document/{document}", *instances))
 
 
@@ -192,6 +192,7 @@ OTHER_TOPICS = in_account(f"sns:{REGION}", "ops-*")
 STACKS_LOGS = {"Fn::Sub": in_account(f"logs:{REGION}", "log-group:${AWS::StackName}-*")}
 KEY_ACTIONS = ["kms:Decrypt", "kms:GenerateDataKey*"]
 INSTANCES = in_account("ec2:*", "instance/*")
+MACHINES = in_account("ssm:*", "managed-instance/*")
 IN_POLICIES = [
     Fault("no role for the function", in_statement("FunctionRole", "trust", leave_out), MISSING),
     Fault("no key for the logs", in_statement("Key", "Logs", leave_out), MISSING, "own key"),
@@ -205,8 +206,9 @@ IN_POLICIES = [
     Fault("every document of the account", role("SendTheseDocuments", Resource=in_account("ssm:*", "document/*")), "document: another one"),
     Fault("the documents that AWS owns", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, "arn:aws:ssm:*::document/*"]), "AWS-RunShellScript"),
     Fault("the document of any account", role("SendTheseDocuments", Resource=[*OWN_DOCUMENTS, f"arn:aws:ssm:*:*:document/{DOCUMENT}"]), "document's account"),
-    Fault("instances of any account", role("SendToInstances", Resource="arn:aws:ec2:*:*:instance/*"), "instance's account"),
-    Fault("machines outside EC2 too", role("SendToInstances", Resource=[INSTANCES, in_account("ssm:*", "managed-instance/*")]), "a machine outside EC2"),
+    Fault("instances of any account", role("SendToInstances", Resource=["arn:aws:ec2:*:*:instance/*", MACHINES]), "instance's account"),
+    Fault("machines of any account", role("SendToInstances", Resource=[INSTANCES, "arn:aws:ssm:*:*:managed-instance/*"]), "machine's account"),
+    Fault("no machine outside EC2", role("SendToInstances", Resource=INSTANCES), MISSING),
     Fault("the tag's name misspelled", tag_condition("StringEquals", "ssm:resourceTag/AgentRestarts"), MISSING, "tagged instances"),
     Fault("the tag's key misspelled", tag_condition("StringEquals", "ssm:resourcesTag/AgentRestart"), MISSING, "tagged instances"),
     Fault("untagged instances too", tag_condition("StringEqualsIfExists", cases.TAG), "AgentRestart: none", "tagged instances"),

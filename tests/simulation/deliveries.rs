@@ -20,7 +20,7 @@ use sim::{State, World};
 use tokio::time::{sleep, timeout};
 
 use crate::fleet::{
-    ABROAD, EVENT_TIME, Group, HOME, Scene, between, deployment_event, one_in, pick,
+    ABROAD, EVENT_TIME, Group, HOME, OTHER_ACCOUNT, Scene, between, deployment_event, one_in, pick,
     pipeline_event, rfc_3339,
 };
 
@@ -64,6 +64,8 @@ pub enum Meaning {
         time: Option<f64>,
         dry_run: bool,
     },
+    /// What another account's group needs.
+    Elsewhere,
     /// Nothing: it is none of the function's.
     Nothing,
     /// It cannot be read.
@@ -267,7 +269,8 @@ fn deployment_of(rng: &mut Rng, groups: &[Group], number: usize) -> Delivery {
 
 fn event(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Delivery {
     match rng.u32(..32) {
-        0..=15 => pipeline(rng, succeeded),
+        0..=14 => pipeline(rng, succeeded),
+        15 => elsewhere(rng, groups),
         16..=22 => deployment(rng, groups),
         23..=27 => request(rng, groups),
         28 | 29 => Delivery::of(
@@ -288,6 +291,16 @@ fn event(rng: &mut Rng, groups: &[Group], succeeded: f64) -> Delivery {
             Delivery::of(Meaning::Unreadable, event, "wrapping that is refused")
         }
     }
+}
+
+/// A bus may gather the events of several accounts.
+fn elsewhere(rng: &mut Rng, groups: &[Group]) -> Delivery {
+    let mut event = match rng.bool() {
+        true => pipeline_event("SUCCEEDED", 0.0),
+        false => deployment_event(&groups[0], "SUCCESS", 0.0),
+    };
+    event["account"] = json!(OTHER_ACCOUNT);
+    Delivery::of(Meaning::Elsewhere, event, "event of another account")
 }
 
 /// Some rules send to a queue or a topic that calls the function.

@@ -20,6 +20,8 @@ pub const HOME: &str = "us-east-1";
 /// The other region that a pipeline deploys to.
 pub const ABROAD: &str = "eu-west-1";
 pub const ACCOUNT: &str = "123456789012";
+/// One that the pipeline deploys to as well, and whose events a bus may pass on.
+pub const OTHER_ACCOUNT: &str = "210987654321";
 pub const PIPELINE: &str = "my-pipeline";
 pub const EXECUTION: &str = "3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f";
 
@@ -57,6 +59,9 @@ pub const STAYING: [&str; 4] = ["InService", "Standby", "EnteringStandby", "Deta
 /// A state that is newer than the function.
 pub const UNKNOWN_LIFECYCLE: &str = "Dreaming";
 
+/// The tag that some worlds ask of an instance, as the setting has it.
+pub const TAG: (&str, &str) = ("AgentRestart", "yes");
+
 /// Everything that is drawn before the first event is delivered.
 #[derive(Clone, Debug)]
 pub struct Scene {
@@ -72,6 +77,18 @@ pub struct Scene {
     pub tracks: Vec<Vec<Delivery>>,
     /// The conditions that were drawn, to be counted.
     pub conditions: Vec<Condition>,
+}
+
+impl Scene {
+    /// Whether an instance must have the tag to be sent to.
+    pub fn asks_for_tag(&self) -> bool {
+        !self.settings["INSTANCE_TAG"].is_empty()
+    }
+
+    /// Whether the other account has an installation of its own.
+    pub fn is_covered(&self) -> bool {
+        self.settings["COVERED_ACCOUNTS"].contains(OTHER_ACCOUNT)
+    }
 }
 
 /// Something that is not as usual.
@@ -107,6 +124,20 @@ impl Scene {
             ),
             late_output: *pick(&mut rng, &[0.0, 0.0, 0.0, 0.05, 0.3, 1.0]),
             long_names: one_in(&mut rng, 3),
+            tagged: *pick(
+                &mut rng,
+                &[
+                    None,
+                    None,
+                    None,
+                    None,
+                    Some(1.0),
+                    Some(0.9),
+                    Some(0.5),
+                    Some(0.05),
+                    Some(0.0),
+                ],
+            ),
             rng,
             state: State::default(),
             groups: Vec::new(),
@@ -115,6 +146,7 @@ impl Scene {
             last_action: 0.0,
             instances: 0,
             deployments: 0,
+            machines: 0,
         };
         draft.account();
         draft.times();
@@ -126,9 +158,12 @@ impl Scene {
             groups,
             mut conditions,
             succeeded,
+            tagged,
             ..
         } = draft;
-        let settings = settings(&mut rng, &state);
+        let mut settings = settings(&mut rng, &state);
+        let tag = tagged.map(|_| format!("{}={}", TAG.0, TAG.1));
+        settings.insert("INSTANCE_TAG", tag.unwrap_or_default());
         if settings["WINDOWS_DOCUMENT_NAME"].is_empty() {
             let name = "no Windows document set";
             conditions.push(Condition {
@@ -139,14 +174,26 @@ impl Scene {
         state.faults = weather::faults(&mut rng);
         let changes = weather::changes(&mut rng, &state);
         let tracks = deliveries::draw(&mut rng, &groups, succeeded);
-        Self {
+        let mut scene = Self {
             state,
             settings,
             groups,
             changes,
             tracks,
             conditions,
+        };
+        if scene.is_covered() {
+            let kinds = scene.tracks.iter_mut().flatten().flat_map(|d| &mut d.kinds);
+            let conditions = scene.conditions.iter_mut().map(|c| &mut c.name);
+            for name in kinds.chain(conditions) {
+                *name = match *name {
+                    "event of another account" => "event of a covered account",
+                    "action of another account" => "action of a covered account",
+                    other => other,
+                };
+            }
         }
+        scene
     }
 
     /// How many machines there are.
@@ -187,8 +234,12 @@ struct Draft {
     /// Hosts are called as long as Systems Manager allows, so that a message about many of them cannot hold all that there is
     /// to say.
     long_names: bool,
+    /// How likely it is that a host has the tag, where one is asked for.
+    tagged: Option<f64>,
     instances: usize,
     deployments: usize,
+    /// Machines outside EC2.
+    machines: usize,
 }
 
 impl Draft {
@@ -246,6 +297,13 @@ impl Draft {
         state.page_sizes.auto_scaling_groups = rng.usize(1..4);
         state.page_sizes.auto_scaling_instances = *pick(rng, &[7, 20, 50]);
         let topic = *pick(rng, &[HOME, HOME, HOME, ABROAD]);
+        // The stack gives its role the same condition; a role of one's own may have none.
+        if self.tagged.is_some() && !one_in(rng, 4) {
+            state.send_condition = Some(TagFilter {
+                key: TAG.0.to_owned(),
+                value: TAG.1.to_owned(),
+            });
+        }
         state.topics = vec![Topic {
             arn: format!("arn:aws:sns:{topic}:{ACCOUNT}:agent-restarts"),
             messages: Vec::new(),
@@ -516,7 +574,10 @@ impl Draft {
             .region(region)
             .hosts
             .iter()
-            .map(|h| h.id.clone())
+            .filter_map(|h| match h.is_on_premises() {
+                true => h.name.clone(),
+                false => Some(h.id.clone()),
+            })
             .collect();
         if one_in(&mut self.rng, 3) && others.len() > count {
             self.note("instances in two groups");
@@ -528,17 +589,102 @@ impl Draft {
                 });
             }
         }
-        if by_tags && one_in(&mut self.rng, 6) {
-            self.note("on-premises target");
-            let name = pick(&mut self.rng, &["build-machine-7", "mi-0123456789abcdef0"]);
-            targets.push(Target {
-                id: (*name).to_owned(),
-                label: blue_green.then(|| "Green".to_owned()),
-                ..Target::default()
-            });
+        if by_tags && one_in(&mut self.rng, 4) {
+            let label = blue_green.then_some("Green");
+            self.machines(region, completed, label, &mut targets);
         }
         self.rng.shuffle(&mut targets);
         (targets, members)
+    }
+
+    /// Machines outside EC2, which CodeDeploy knows by a name; whose that is, is not always plain.
+    fn machines(
+        &mut self,
+        region: &'static str,
+        completed: f64,
+        label: Option<&str>,
+        targets: &mut Vec<Target>,
+    ) {
+        self.note("on-premises target");
+        // So that the inventory of machines has several pages.
+        let others = *pick(&mut self.rng, &[0, 0, 25, 60]);
+        for _ in 0..self.rng.usize(1..=4) {
+            let mut host = self.machine(completed);
+            let name = format!("rack-{}", self.machines);
+            host.name = Some(name.clone());
+            let condition = match self.rng.u32(..12) {
+                0 => {
+                    host.name = Some(format!("Rack-{}", self.machines));
+                    Some("name that nobody bears")
+                }
+                1 => {
+                    host.name = None;
+                    host.computer_name.clone_from(&name);
+                    Some("name of a computer alone")
+                }
+                2 | 3 => {
+                    let mut namesake = self.machine(completed);
+                    namesake.name = Some(name.clone());
+                    self.region(region).hosts.push(namesake);
+                    for _ in 0..others {
+                        let other = self.machine(completed);
+                        self.region(region).hosts.push(other);
+                    }
+                    Some("name that several bear")
+                }
+                4 => {
+                    // An instance may be called like a machine.
+                    let mut instances = self.region(region).hosts.iter_mut();
+                    let instance = instances.find(|host| !host.is_on_premises());
+                    if let Some(instance) = instance {
+                        instance.name = Some(name.clone());
+                    }
+                    None
+                }
+                5 => {
+                    host.managed = false;
+                    Some("name that nobody bears")
+                }
+                _ => None,
+            };
+            match condition {
+                Some(condition) => self.note_of(&name, condition),
+                None => self.note_of(&host.id, "machine outside EC2"),
+            }
+            self.region(region).hosts.push(host);
+            let looks_like_an_id = condition == Some("name that nobody bears") && self.rng.bool();
+            let id = match looks_like_an_id {
+                true => sim::managed_id(self.machines),
+                false => name,
+            };
+            targets.push(Target {
+                id,
+                label: label.map(str::to_owned),
+                ..Target::default()
+            });
+        }
+    }
+
+    /// One that runs, as far as anybody can tell: there is no EC2 to say that it does not.
+    fn machine(&mut self, completed: f64) -> Host {
+        self.machines += 1;
+        let id = sim::managed_id(self.machines);
+        let mut host = self.host(&id, completed);
+        if host.state != "running" {
+            host.state = "running".to_owned();
+            host.ping = "ConnectionLost".to_owned();
+            host.offline = true;
+        }
+        host.name = None;
+        host
+    }
+
+    /// The host that a deployment's target is, if there is just one.
+    fn host_of(&mut self, region: &'static str, target: &str) -> Option<&mut Host> {
+        let is_it = |host: &&mut Host| {
+            host.id == target || (host.is_on_premises() && host.name.as_deref() == Some(target))
+        };
+        self.region(region).hosts.iter_mut().find(is_it)
     }
 
     fn lifecycle(&mut self, id: &str, odd: u32) -> String {
@@ -608,12 +754,31 @@ impl Draft {
             };
             self.note_of(id, "late output");
         }
+        self.tag(&mut host);
         let rng = &mut self.rng;
         if rng.f64() < self.sick {
             let condition = affliction(rng, &mut host, completed);
             self.note_of(id, condition);
         }
         host
+    }
+
+    /// Where a tag is asked for, some have it, and some have it with another value.
+    fn tag(&mut self, host: &mut Host) {
+        let Some(tagged) = self.tagged else {
+            return;
+        };
+        let value = match self.rng.f64() < tagged {
+            true => Some(TAG.1),
+            false => *pick(&mut self.rng, &[None, None, Some("Yes"), Some("")]),
+        };
+        match value {
+            Some(value) if value == TAG.1 => {}
+            Some(_) => self.note_of(&host.id, "another value of the asked tag"),
+            None => self.note_of(&host.id, "instance without the asked tag"),
+        }
+        let tags = value.map(|value| (TAG.0.to_owned(), value.to_owned()));
+        host.tags.extend(tags);
     }
 
     /// Deployments of the group long before.
@@ -671,7 +836,7 @@ impl Draft {
             for target in &targets {
                 let between_the_two = between(&mut self.rng, completed, ended);
                 let again = one_in(&mut self.rng, 3);
-                if let Some(host) = self.state.find_host(&target.id).filter(|_| again) {
+                if let Some(host) = self.host_of(region, &target.id).filter(|_| again) {
                     host.agent.started_at = between_the_two;
                 }
             }
@@ -722,8 +887,9 @@ impl Draft {
             let targets = self.some_of(&main.targets, creator);
             if !matches!(status.as_str(), "Created" | "Queued") {
                 for target in &targets {
-                    if let Some(host) = self.state.find_host(&target.id) {
-                        let from = created + took * self.rng.f64();
+                    let part = self.rng.f64();
+                    if let Some(host) = self.host_of(region, &target.id) {
+                        let from = created + took * part;
                         host.agent.busy.push([from, from + took / 4.0]);
                     }
                 }
@@ -826,7 +992,7 @@ impl Draft {
                 self.note("action of another account");
                 actions.push(Action {
                     action: "Elsewhere".to_owned(),
-                    role_arn: Some("arn:aws:iam::210987654321:role/pipeline".to_owned()),
+                    role_arn: Some(format!("arn:aws:iam::{OTHER_ACCOUNT}:role/pipeline")),
                     application: Some("shop".to_owned()),
                     deployment_group: Some("elsewhere".to_owned()),
                     deployment_id: Some("d-999999999".to_owned()),
@@ -1206,7 +1372,7 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
         ("DOCUMENT_NAME", sim::DOCUMENT.to_owned()),
     ]);
     let windows = sim::WINDOWS_DOCUMENT;
-    let choices: [(&'static str, &[&str]); 7] = [
+    let choices: [(&'static str, &[&str]); 8] = [
         (
             "WINDOWS_DOCUMENT_NAME",
             &[windows, windows, windows, windows, windows, windows, ""],
@@ -1222,6 +1388,10 @@ fn settings(rng: &mut Rng, state: &State) -> BTreeMap<&'static str, String> {
         ("BUSY_WAIT_SECONDS", &["", "0", "7", "60", "240"]),
         ("MIN_MEMORY_MIB", &["", "", "", "64", "200"]),
         ("NOTIFY_ON", &["", "attention", "always"]),
+        (
+            "COVERED_ACCOUNTS",
+            &["", "999999999999", "123456789012,210987654321"],
+        ),
         (
             "DRY_RUN",
             &[

@@ -12,6 +12,7 @@
 //! | `hosts` | what happened on the hosts | 4, 6 |
 //! | `sends` | what was sent: to whom, and when | 6 |
 //! | `platforms` | by which document, and who is left for want of one | 1, 6 |
+//! | `tags` | whether the tag that is asked for decides, by EC2's word | 2, 6, 10 |
 //! | `chains` | whether groups that share instances follow each other | 6 |
 //! | `window` | how many at a time, and after how many failures | 5 |
 //! | `calls` | the calls of one run | 7, 8 |
@@ -28,6 +29,7 @@ mod platforms;
 mod report;
 mod sends;
 mod subject;
+mod tags;
 mod window;
 
 use std::collections::BTreeSet;
@@ -157,17 +159,21 @@ impl<'a> Evidence<'a> {
         let who = format!("run {number} ({})", delivery.kinds.join(", "));
         self.limits(&who, invocation, &calls);
         self.read_only(&who, delivery, invocation, &calls);
+        self.elsewhere(&who, delivery, invocation, &calls);
         let subject = self.subject(delivery, invocation);
         match &invocation.end {
             End::Reported(report, answer) => {
                 self.accounted(&who, &subject, invocation, report, answer);
                 self.told(&who, invocation, report, answer, &calls);
                 self.left(&who, &subject, invocation, report, &calls);
+                self.tags(&who, &subject, invocation, report, &calls);
                 self.claims(&who, &subject, report);
                 self.undocumented(&who, report);
                 self.ends(&who, invocation, report, &calls);
                 self.brakes(&who, report);
-                self.calm(&who, invocation, report);
+                if delivery.meaning != Meaning::Elsewhere {
+                    self.calm(&who, invocation, report);
+                }
             }
             End::Ignored => {
                 if delivery.meaning == Meaning::Unreadable

@@ -36,7 +36,7 @@ const OUTCOMES: [&str; 13] = [
     "unfinished",
 ];
 /// Kinds of deliveries, and what became of them.
-const DELIVERIES: [&str; 24] = [
+const DELIVERIES: [&str; 26] = [
     "events of several groups at the same time",
     "pipeline's event",
     "deployment's event",
@@ -50,6 +50,8 @@ const DELIVERIES: [&str; 24] = [
     "dry run by hand",
     "event to be ignored",
     "unreadable event",
+    "event of another account",
+    "event of a covered account",
     "wrapping that is refused",
     "event in a queue's record",
     "event in a topic's record",
@@ -114,8 +116,16 @@ const CONDITIONS: [&str; 41] = [
     "two deployments to one group",
     "action of another account",
 ];
-const MORE_CONDITIONS: [&str; 35] = [
+const MORE_CONDITIONS: [&str; 43] = [
     "no target listed",
+    "action of a covered account",
+    "machine outside EC2",
+    "name that nobody bears",
+    "name that several bear",
+    "name of a computer alone",
+    "instance without the asked tag",
+    "another value of the asked tag",
+    "group in which nobody has the tag",
     "target without a label",
     "deployment that never started",
     "deployment that did not succeed",
@@ -161,7 +171,10 @@ const TOGETHER: [&str; 5] = [
 ];
 /// What counts once a report accounts for the instance: the function decides by it. Everything else that concerns an
 /// instance takes effect on the host, or in the answer from there, and counts once a command was sent to it.
-const DECIDED_BY: [&str; 11] = [
+const DECIDED_BY: [&str; 16] = [
+    "name that nobody bears",
+    "name that several bear",
+    "name of a computer alone",
     "MacOS",
     "platform not told",
     "not managed",
@@ -169,6 +182,8 @@ const DECIDED_BY: [&str; 11] = [
     "terminated",
     "rejected by SSM",
     "without the tag",
+    "instance without the asked tag",
+    "another value of the asked tag",
     "connection lost",
     "target that did not succeed",
     "scaled in",
@@ -337,6 +352,9 @@ impl Tally {
             };
             self.count_together(report);
             for problem in report.problems() {
+                if problem.code.word() == "NobodyTagged" {
+                    self.add("conditions", "group in which nobody has the tag", 1);
+                }
                 self.add(
                     "problems",
                     &format!("{}: {}", problem.step, problem.code.word()),

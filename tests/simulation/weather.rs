@@ -221,6 +221,8 @@ pub enum What {
     ComesBack,
     /// It is unknown to Systems Manager from now on.
     Vanishes,
+    /// Somebody takes its tags away.
+    LosesTags,
 }
 
 impl What {
@@ -234,12 +236,13 @@ impl What {
             Self::GoesOffline => "goes offline",
             Self::ComesBack => "comes back",
             Self::Vanishes => "vanishes from SSM",
+            Self::LosesTags => "loses its tags",
         }
     }
 }
 
 /// The names of all changes.
-pub const CHANGES: [&str; 7] = [
+pub const CHANGES: [&str; 8] = [
     "lifecycle changes",
     "leaves its group",
     "joins a group",
@@ -247,6 +250,7 @@ pub const CHANGES: [&str; 7] = [
     "goes offline",
     "comes back",
     "vanishes from SSM",
+    "loses its tags",
 ];
 
 /// What happens in mid-run, by time.
@@ -279,7 +283,8 @@ pub fn changes(rng: &mut Rng, state: &State) -> Vec<Change> {
                 });
             };
             let member = members.contains(&&host.id);
-            match rng.u32(..8) {
+            let outside_ec2 = host.is_on_premises();
+            match rng.u32(..9) {
                 0 | 1 if member => {
                     happens(at, What::Lifecycle("Terminating"));
                     happens(at + 5.0, What::Lifecycle("Terminating:Wait"));
@@ -294,6 +299,7 @@ pub fn changes(rng: &mut Rng, state: &State) -> Vec<Change> {
                     happens(at, What::Lifecycle(word));
                 }
                 3 if member => happens(at, What::Leaves),
+                3 | 4 if outside_ec2 => happens(at, What::Vanishes),
                 3 => {
                     if let Some(group) = held.auto_scaling_groups.first() {
                         happens(at, What::Joins(group.name.clone()));
@@ -307,6 +313,7 @@ pub fn changes(rng: &mut Rng, state: &State) -> Vec<Change> {
                     }
                 }
                 6 => happens(at, What::Vanishes),
+                7 => happens(at, What::LosesTags),
                 _ => happens(at, What::ComesBack),
             }
         }
@@ -344,7 +351,7 @@ impl Change {
                     });
                 }
             }
-            What::GoesOffline | What::ComesBack | What::Vanishes => {}
+            What::GoesOffline | What::ComesBack | What::Vanishes | What::LosesTags => {}
         }
         let Some(host) = held.hosts.iter_mut().find(|host| host.id == self.id) else {
             return;
@@ -357,6 +364,7 @@ impl Change {
                 "Online".clone_into(&mut host.ping);
             }
             What::Vanishes => host.managed = false,
+            What::LosesTags => host.tags.clear(),
             What::Lifecycle(_) | What::Leaves | What::Joins(_) => {}
         }
     }

@@ -52,7 +52,7 @@ async fn a_command_carries_the_document_s_parameters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn systems_manager_is_asked_only_for_instances_that_may_be_restarted() {
+async fn systems_manager_is_asked_only_for_nodes_that_may_be_restarted() {
     let story = Story::of(3).given(|state| {
         let group = &mut state.region(REGION).auto_scaling_groups[0];
         group.instances[1].lifecycle = "Terminating:Wait".to_owned();
@@ -68,7 +68,7 @@ async fn systems_manager_is_asked_only_for_instances_that_may_be_restarted() {
         .filter(|call| call.operation == "DescribeInstanceInformation")
         .map(|call| &call.params["Filters"][0]["Values"])
         .collect();
-    assert_eq!(asked, [&json!([id(1), id(3)])]);
+    assert_eq!(asked, [&json!([id(1), id(3)]), &json!(["ManagedInstance"])]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -133,20 +133,6 @@ async fn a_member_that_systems_manager_does_not_manage_is_unreachable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_on_premises_target_is_unreachable_by_its_name() {
-    let story = tagged(1).given(|state| {
-        state.deployment("d-EXAMPLEE5").targets.push(Target {
-            id: "rack-7".to_owned(),
-            ..Target::default()
-        });
-    });
-    let told = story.run().await;
-    let detail = told.attention("rack-7")["detail"].to_string();
-    assert!(detail.contains("on-premises"), "{detail}");
-    assert_eq!(story.sent_to(), [id(1)]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn of_a_blue_green_deployment_only_the_green_instances_are_restarted() {
     let story = tagged(2).given(|state| {
         state.region(REGION).deployment_groups[0].style = "BLUE_GREEN".to_owned();

@@ -1,6 +1,6 @@
 //! Which deployments an event means, and since when an agent counts as fresh.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sim::{Action, Deployment, Target};
 
 use super::support::{EVENT_TIME, REGION, Story, assert_every, commands, event, id, request};
@@ -114,17 +114,51 @@ async fn an_action_without_its_configuration_is_a_problem() {
     );
 }
 
+/// A pipeline of which the last action deploys in another account; and of which no other does.
+fn also_elsewhere(actions: &mut Vec<Action>) {
+    let mut foreign = actions[0].clone();
+    foreign.action = "DeployElsewhere".to_owned();
+    foreign.role_arn = Some("arn:aws:iam::999999999999:role/deployer".to_owned());
+    actions.push(foreign);
+}
+
+fn only_elsewhere(actions: &mut Vec<Action>) {
+    also_elsewhere(actions);
+    actions.remove(0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_action_in_another_account_is_a_problem_and_ours_go_on() {
-    let story = actions(Story::of(1), |actions| {
-        let mut foreign = actions[0].clone();
-        foreign.action = "DeployElsewhere".to_owned();
-        foreign.role_arn = Some("arn:aws:iam::999999999999:role/deployer".to_owned());
-        actions.push(foreign);
-    });
+    let story = actions(Story::of(1), also_elsewhere);
     let told = story.run().await;
     assert_eq!(told.answer["problem"]["code"], "OtherAccount");
     assert_eq!(told.counts(), &json!({"restarted": 1}));
+
+    let story = actions(Story::of(1), only_elsewhere);
+    let told = story.run().await;
+    assert_eq!(told.answer["problem"]["code"], "OtherAccount");
+    assert_eq!(told.answer["groups"], json!([]));
+    assert!(!story.silent());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_in_a_covered_account_is_none_of_ours_and_ours_go_on() {
+    let covering = |story: Story| story.setting("COVERED_ACCOUNTS", "999999999999");
+    let story = actions(covering(Story::of(1)), also_elsewhere);
+    let told = story.run().await;
+    assert_eq!(told.answer["result"], "ok");
+    assert_eq!(told.answer["problem"], Value::Null);
+    assert_eq!(told.counts(), &json!({"restarted": 1}));
+    assert!(story.silent());
+    assert_eq!(story.count("GetDeployment"), 1);
+
+    let story = actions(covering(Story::of(1)), only_elsewhere);
+    let told = story.run().await;
+    assert_eq!(told.answer["result"], "ignored");
+    assert!(story.silent());
+    insta::assert_snapshot!(told.answer["reason"].as_str().unwrap(), @"action Deploy/DeployElsewhere belongs to account 999999999999, which has an installation of its own (COVERED_ACCOUNTS)");
+    let calls = story.calls();
+    assert_eq!(calls.keys().collect::<Vec<_>>(), ["ListActionExecutions"]);
 }
 
 #[tokio::test(start_paused = true)]

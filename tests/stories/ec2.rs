@@ -31,7 +31,11 @@ async fn states_by(
     ids: &[InstanceId],
 ) -> Result<BTreeMap<InstanceId, State>, CallError> {
     let region = Region::read(REGION).expect("a region");
-    ec2::states(&Clients::new(config).in_region(&region).ec2, ids).await
+    let told = ec2::instances(&Clients::new(config).in_region(&region).ec2, ids).await?;
+    Ok(told
+        .into_iter()
+        .map(|(id, told)| (id, told.state))
+        .collect())
 }
 
 async fn states(

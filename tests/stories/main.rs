@@ -9,7 +9,8 @@
 //! | `window`, `refusals`, `groups` | How many at a time; what is refused; several groups of one event. |
 //! | `polling`, `waves`, `outcomes` | How commands are watched, also in waves, and what their ends mean. |
 //! | `time`, `problems`, `repeats` | Deadlines, calls that fail, what arrives twice. |
-//! | `ec2` | What EC2 says of those who cannot be reached. |
+//! | `on_premises` | Targets outside EC2, and who bears their names. |
+//! | `ec2`, `tags` | What EC2 says of those who cannot be reached, and whom a tag leaves out. |
 //! | `calls`, `messages` | The calls that are made, and the views of the report. |
 
 mod support;
@@ -20,6 +21,7 @@ mod deployments;
 mod ec2;
 mod groups;
 mod messages;
+mod on_premises;
 mod outcomes;
 mod platforms;
 mod polling;
@@ -27,6 +29,7 @@ mod problems;
 mod quiet;
 mod refusals;
 mod repeats;
+mod tags;
 mod time;
 mod triggers;
 mod waves;

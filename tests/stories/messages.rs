@@ -158,7 +158,7 @@ async fn what_belongs_to_no_group_is_a_message_of_its_own() {
     Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z.
 
     Problem in step deployments: OtherAccount: action Deploy/Elsewhere belongs to account 210987654321, this function to 123456789012; no call was made
-      Do: deploy this function in account 210987654321 too, with Trigger=deployments.
+      Do: install this function in account 210987654321 too, with Trigger=deployments, and then name that account here, in CoveredAccounts (COVERED_ACCOUNTS).
     ");
 }
 

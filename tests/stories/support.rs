@@ -204,6 +204,9 @@ pub fn event(name: &str) -> Value {
         "action-succeeded" => include_str!("../../events/action-succeeded.json"),
         "codedeploy-success" => include_str!("../../events/codedeploy-success.json"),
         "codedeploy-failure" => include_str!("../../events/codedeploy-failure.json"),
+        "codedeploy-other-account" => {
+            include_str!("../../events/codedeploy-other-account.json")
+        }
         "by-hand" => include_str!("../../events/by-hand.json"),
         "dry-run" => include_str!("../../events/dry-run.json"),
         other => panic!("there is no event {other}"),

@@ -285,15 +285,42 @@ async fn what_cannot_be_read_fails_and_names_the_field() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_of_another_account_is_told_and_no_call_is_made_for_it() {
-    let story = Story::of(1);
-    let mut event = event("pipeline-succeeded");
-    event["account"] = json!("999999999999");
-    let told = story.event(&event).await;
-    assert_eq!(told.answer["result"], "attention");
-    assert_eq!(told.answer["problem"]["code"], "OtherAccount");
-    assert_eq!(told.answer["notified"], true);
-    assert_eq!(story.calls().keys().collect::<Vec<_>>(), ["Publish"]);
-    assert!(story.body("email").contains("999999999999"));
+    let mut pipeline = event("pipeline-succeeded");
+    pipeline["account"] = json!("210987654321");
+    for foreign in [pipeline, event("codedeploy-other-account")] {
+        let story = Story::of(1).setting("COVERED_ACCOUNTS", "999999999999");
+        let told = story.event(&foreign).await;
+        assert_eq!(told.answer["result"], "attention");
+        assert_eq!(told.answer["problem"]["code"], "OtherAccount");
+        assert_eq!(told.answer["notified"], true);
+        assert_eq!(story.calls().keys().collect::<Vec<_>>(), ["Publish"]);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(told.answer["problem"]["remedy"].as_str().unwrap(), @"install this function in account 210987654321 too, with Trigger=deployments, and then name that account here, in CoveredAccounts (COVERED_ACCOUNTS)");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_of_a_covered_account_is_ignored_and_no_call_is_made_for_it() {
+    let mut pipeline = event("pipeline-succeeded");
+    pipeline["account"] = json!("210987654321");
+    for foreign in [pipeline, event("codedeploy-other-account")] {
+        let story = Story::of(1).setting("COVERED_ACCOUNTS", "999999999999,210987654321");
+        let told = story.event(&foreign).await;
+        assert_eq!(told.answer["result"], "ignored");
+        assert_eq!(told.answer["trigger"]["account"], "210987654321");
+        assert!(story.world.calls().is_empty());
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(told.answer["reason"].as_str().unwrap(), @"the event belongs to account 210987654321, which has an installation of its own (COVERED_ACCOUNTS)");
+        }
+    }
+}
+
+/// One list may serve every account that it names.
+#[tokio::test(start_paused = true)]
+async fn the_function_s_own_account_may_be_among_the_covered_ones() {
+    let story = Story::of(1).setting("COVERED_ACCOUNTS", "123456789012,210987654321");
+    assert_eq!(story.run().await.counts(), &json!({"restarted": 1}));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,8 +11,11 @@ import facts
 REFERENCE = "docs/reference.md"
 # Settings that no parameter gives: the table's word for them, and the resource whose reference they are.
 OWN_RESOURCES = {"DOCUMENT_NAME": ("own document", "RestartDocument"), "WINDOWS_DOCUMENT_NAME": ("own document", "WindowsRestartDocument")}
-# Settings whose parameter may be left out for a resource of the stack's own. All others are their parameter's value, and nothing else.
-UNLESS_GIVEN = {"TOPIC_ARN": {"Fn::If": ["OwnTopic", {"Ref": "Topic"}, {"Ref": "TopicArn"}]}}
+# Settings that are made of their parameter, or whose parameter may be left out for a resource of the stack's own. All others are their parameter's value, and nothing else.
+UNLESS_GIVEN = {
+    "TOPIC_ARN": {"Fn::If": ["OwnTopic", {"Ref": "Topic"}, {"Ref": "TopicArn"}]},
+    "INSTANCE_TAG": {"Fn::If": ["TaggedOnly", {"Fn::Sub": "AgentRestart=${InstanceTagValue}"}, ""]},
+}
 
 # What each parameter that is checked by a pattern takes and refuses, at the edges of the accepted form.
 TOPICS = (
@@ -39,6 +42,10 @@ EDGES = {
     ),
     "AlertEmail": (["", "somebody@example.com", "a+b@c.d"], ["somebody", "@example.com", "somebody@", "a@b@c", "a b@c.d"]),
     "InstanceTagValue": (["", "true", "a+b=c.d:e/f@g_h-i", "v" * 256], ["v" * 257, "after deployment", " true", " ", "*", "a?", "${aws:PrincipalTag/x}", "a,b"]),
+    "CoveredAccounts": (
+        ["", "123456789012", "123456789012,210987654321", ",".join(["123456789012"] * 150)],
+        [",", "123456789012,", "123456789012, 210987654321", "12345678901", "1234567890123", "all", ",".join(["123456789012"] * 151)],
+    ),
     "PermissionsBoundaryArn": (
         ["", "arn:aws:iam::123456789012:policy/boundary", "arn:aws:iam::aws:policy/PowerUserAccess", "arn:aws-cn:iam::123456789012:policy/team/b"],
         ["boundary", "arn:aws:iam::123456789012:role/boundary", "arn:aws:iam::123456789012:policy/", "arn:aws:iam:eu-west-1:123456789012:policy/b"],

@@ -257,7 +257,7 @@ Add-Case 'a hook of 40 minutes begins in the last moment, v2' @{
 }
 Add-Case 'a hook of 40 s begins in the last moment' @{ World = { Set-SimAgent @{} 86400; Add-SimRace 40 }; Waive = 'hook'; Word = 'restarted' }
 Add-Case 'a tracking file that is older than a day' @{ World = { Set-SimAgent @{} 200000; New-SimTrackingFile 'd-OLD' 90000 }; Word = 'restarted' }
-Add-Case 'the folder of tracking files vanishes under the look' @{ World = { Set-SimAgent @{} 86400; $World.Vanishing = 1 }; Word = 'restarted' }
+Add-Case 'the folder of tracking files cannot be read, once' @{ World = { Set-SimAgent @{} 86400; $World.Vanishing = 1 }; Word = 'restarted' }
 Add-Case 'the folder of tracking files can never be read' @{
   World = { Set-SimAgent @{} 86400; $World.Vanishing = 100000 }; Code = 12; Word = 'preflight-failed'; Orders = ''; AfterProcess = 'same'
 }
@@ -447,6 +447,10 @@ Add-Case 'the stop never ends, and the follow-up dies; no other comes up' @{
 }
 Add-Case 'a long drain, and the follow-up dies; the next one starts the service' @{
   World = { Set-SimAgent @{} 86400; Add-SimRace 2400; Add-SimAfterAsking 60 { Stop-SimFollowUp } }; Waive = 'hook'; Code = 34; FollowUp = $true; AfterProcess = 'new'
+}
+Add-Case 'a long drain of v2, and the follow-up dies; the next one starts the service' @{
+  World = { Set-SimKind2; Set-SimAgent @{ Kind = 'v2' } 86400; Add-SimRace 2400; Add-SimAfterAsking 60 { Stop-SimFollowUp } }
+  Waive = 'hook'; Code = 34; FollowUp = $true; AfterProcess = 'new'
 }
 Add-Case 'a drain of a minute at most is configured: the follow-up does not live for two hours' @{
   World = { Set-SimConfiguration ":kill_agent_max_wait_time_seconds: 60`n"; $World.MaxWait = 60; Set-SimAgent @{ Deadlock = $true } 86400 }

@@ -19,7 +19,7 @@ Add-Fault 'the tracking file of a dead agent counts' 'an agent that died left it
 Add-Fault 'the first of several keys counts' "a hook below: :root_dir: ELSEWHERE / :root_dir: 'ROOT'" `
   '$found[$key] = "$($Matches[''value''])"' 'if (-not $found.ContainsKey($key)) { $found[$key] = "$($Matches[''value''])" }'
 Add-Fault 'an installer is not looked for' 'Windows Installer works all the time' 'if (Test-MutexHeld $InstallerName) { return ''Windows Installer'' }' ''
-Add-Fault 'the folder is read but once' 'the folder of tracking files vanishes under the look' '@(Get-Answer { Get-FilesBelow $folder })' '@(Get-FilesBelow $folder)'
+Add-Fault 'the folder is read but once' 'the folder of tracking files cannot be read, once' '@(Get-Answer { Get-FilesBelow $folder })' '@(Get-FilesBelow $folder)'
 
 # ---- the lock and the follow-up --------------------------------------------------------------------------------------------------------------------------
 
@@ -31,19 +31,20 @@ Add-Fault 'the follow-up is not told that the stop is asked for' 'killed after i
 Add-Fault 'the follow-up starts whatever has stopped' 'an operator stops the service when the late follow-up lives' `
   'if (-not (Test-SignalSet $State.Asked)) { return' 'if ($false) { return'
 Add-Fault 'the follow-up does not wait for an installer' 'an installer works when the follow-up wants to start the service' `
-  ' -or (Test-MutexHeld $InstallerName)) { return $false }' ') { return $false }'
+  'if ($installs -and $now - $State.StoppedAt -lt 1800) { return $false }' ''
 Add-Fault 'the follow-up orders one start' 'the follow-up has to order the start three times' `
   '-contains $code -or $State.Starts -ge 20' '-contains $code -or $State.Starts -ge 1'
 Add-Fault 'the follow-up fights who disabled the service' 'somebody disables the service while it drains for long' `
   '(1058, 1060, 1072) -contains $code -or' '$false -or'
-Add-Fault 'the follow-up goes by its run''s variables' 'killed after it asked for the stop' 'return -not (Test-Alive $State.Old)' 'return $Old.ProcessId -gt 0'
+Add-Fault 'the follow-up goes by its run''s variables' 'killed after it asked for the stop' 'if ($State.Old -eq 0 -or -not (Test-Alive $State.Old)) { return $true }' `
+  'if ($Old.ProcessId -eq 0) { return $true }'
 Add-Fault 'the follow-up lives for as long as an agent ever drains' 'a drain of a minute at most is configured: the follow-up does not live for two hours' `
   '(Get-Now) + [long]$seconds + $DrainMargin' '(Get-Now) + 7200 + $DrainMargin'
-Add-Fault 'the follow-up goes on after the restart' 'the stop is denied' 'if ($Verdict.Code -ne 34) { Stop-FollowUp }' ''
+Add-Fault 'the follow-up goes on after the restart' 'the question for the service fails each time after the start' 'if (@(30, 32, 34) -notcontains $Verdict.Code) { Stop-FollowUp }' 'if ($false) { Stop-FollowUp }'
 Add-Fault 'the follow-up believes that a number stays a process''s' 'killed before the follow-up comes up, and its number is given away' `
   ' -or -not (Test-MutexHeld $LockName) }' ' }'
 Add-Fault '34 promises a start that nobody makes' 'the stop never ends, and the follow-up dies; no other comes up' `
-  'if ((Test-FollowUp) -or (Start-FollowUp $ProcessId)) {' 'if ($true) {'
+  'if ((Test-FollowUp) -or (Start-FollowUp $ProcessId $false)) {' 'if ($true) {'
 Add-Fault 'a stop that is under way is not waited for' 'somebody asked for the stop: there is no follow-up' `
   '$stops = $agent.State -eq ''Stop Pending''' '$stops = $false'
 
@@ -69,10 +70,10 @@ Add-Fault 'running for 12 s is healthy' 'the new agent is deaf: denied' `
 Add-Fault 'an old line with the same number counts' 'the new agent is deaf, and has the numbers of the old one, which was heard' `
   '-and $at -lt $created.AddSeconds(-2)) { continue }' '-and $false) { continue }'
 Add-Fault 'local time is taken for UTC' 'idle' '$today = $today.ToLocalTime()' ''
-Add-Fault 'a good poll is proof whoever made it' 'no process has a moment of creation' 'elseif ($line -cnotmatch $number) { continue }' ''
+Add-Fault 'a good poll is proof whoever made it' 'the end of summer time in the proof of a deaf agent' 'elseif ($line -cnotmatch $number) { continue }' ''
 Add-Fault 'the words of a hook count' 'a hook that fails says nothing of polls' 'if ($line -clike ''*put_host_command_complete(*'') { continue }' ''
 Add-Fault 'v2 is healthy before it polls' 'v2, no credentials each time' '$entered = $ours -and $Matches[2] -ceq ''entering polling loop''' '$entered = $ours'
-Add-Fault 'a log that tells nothing is a deaf agent' 'there is no log' 'if ($Seconds -ge $BlindLimit) { return $healthy }' ''
+Add-Fault 'a log that tells nothing is a deaf agent' 'there is no log' 'if ($SameSeconds -ge $BlindLimit) { return $healthy }' ''
 Add-Fault 'it does not say that no poll was seen' 'there is no log' 'Complete-Run 0 $Result $Unproven' 'Complete-Run 0 $Result '''''
 Add-Fault 'somebody else''s restart is a failure' 'somebody restarts it in the proof, in a moment' 'if ($changes -gt $StartAttempts)' 'if ($changes -gt 1)'
 Add-Fault 'a mark counts for any process' 'somebody replaced the marked agent since' '$noted[0] -ceq $Identity -and' ''

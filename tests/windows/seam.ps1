@@ -212,12 +212,12 @@ function Set-Mark($Name, $Value) {
   if ($World.HasRegistry) { $World.Marks[$Name] = "$Value" }
 }
 
-# A folder may go while it is read.
+# A folder may be out of reach for a moment.
 function Get-FilesBelow($Folder) {
   Enter-SimCall $SimCallSeconds
   if ($World.Vanishing -gt 0) {
     $World.Vanishing--
-    throw (New-Object -TypeName System.IO.DirectoryNotFoundException -ArgumentList "Could not find a part of the path '$Folder'.")
+    throw (New-Object -TypeName System.UnauthorizedAccessException -ArgumentList "Access to the path '$Folder' is denied.")
   }
   & $SimFilesBelow $Folder
 }

@@ -95,7 +95,8 @@ function Get-SimWeather($Seed) {
     Waive = @('memory', 'truth', 'hook', 'installer')
   }
   $isSad = @($drawn.Plans | Where-Object { $_.DiesAfter -ge 0 -or $_.Fails -ne '' }).Count -gt 0 -or $drawn.FollowUpComes -lt 0
-  $isSad = $isSad -or @($names | Where-Object { $SimSadDeeds -contains $_ }).Count -gt 0
+  # One that was down already stays so where its start is interrupted, and others order a start but once.
+  $isSad = $isSad -or $drawn.Absent -or ($drawn.StartCodes -gt 0 -and $names.Count -gt 0) -or @($names | Where-Object { $SimSadDeeds -contains $_ }).Count -gt 0
   if ($isSad) { $case.After = 'any' }
   if ($names -contains 'uninstall') { $case.Waive += 'uninstalled' }
   $case.Name += " ($kind" + (@($names | ForEach-Object { ", $_" }) -join '') + ')'

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use sim::{Call, FaultKind};
 
-use super::{Evidence, LIMITS, MOMENT, READ_ONLY};
+use super::{Evidence, LIMITS, MOMENT, NEEDED, READ_ONLY, UNHARMED};
 use crate::deliveries::{Delivery, End, Invocation, Meaning};
 
 /// Calls of Systems Manager that may come at once, in one region, from one function, and how many a second more than
@@ -121,6 +121,30 @@ impl Evidence<'_> {
             && answer["notified"] != false
         {
             self.broken(READ_ONLY, format!("{who}: a dry run says that it notified"));
+        }
+    }
+}
+
+impl Evidence<'_> {
+    /// For another account no call is made but to tell somebody; nobody is told where it is covered.
+    pub fn elsewhere(
+        &mut self,
+        who: &str,
+        delivery: &Delivery,
+        invocation: &Invocation,
+        calls: &[&Call],
+    ) {
+        let mut others = calls.iter().filter(|call| call.operation != "Publish");
+        let call = others.find(|_| delivery.meaning == Meaning::Elsewhere);
+        if let Some(call) = call {
+            let what = format!("{who}: {} is called for another account", call.operation);
+            self.broken(UNHARMED, what);
+        }
+        if let End::Reported(report, _) = &invocation.end
+            && self.scene.is_covered()
+            && report.problems().any(|p| p.code.word() == "OtherAccount")
+        {
+            self.broken(NEEDED, format!("{who}: the other account is covered"));
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sim::{Call, DeploymentGroup};
+use sim::{Call, DeploymentGroup, Host};
 
 use super::calls::texts;
+use super::hosts::host;
+use super::sends::is_answered;
 use super::subject::{Meant, is_follow_up};
 use super::{Evidence, MOMENT};
 use crate::deliveries::Invocation;
-use crate::fleet::Scene;
-use crate::weather::What;
+use crate::fleet::{Scene, TAG};
+use crate::weather::{Change, What};
 
 /// Where an instance stood at which time: Auto Scaling's word and group, EC2's state, and whether SSM lists it.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +20,8 @@ pub struct Standing {
     pub member: Option<(String, String)>,
     pub state: String,
     pub listed: bool,
+    /// Whether EC2 shows the tag that some worlds ask for.
+    pub tagged: bool,
 }
 
 impl Standing {
@@ -54,8 +58,61 @@ impl<'a> Evidence<'a> {
             let targets = deployment.targets.iter();
             targets.filter(move |target| stays(target.label.as_deref()))
         })
-        .map(|target| target.id.as_str())
+        .map(|target| self.borne_by(&meant.region, &target.id))
         .collect()
+    }
+
+    /// The machine that bears the name of a target, if it is one alone; else the target's own id.
+    fn borne_by(&self, region: &str, target: &'a str) -> &'a str {
+        match self.bearers(region, target)[..] {
+            [host] => &host.id,
+            _ => target,
+        }
+    }
+
+    /// The machines outside EC2 that Systems Manager shows under this name at the start.
+    pub fn bearers(&self, region: &str, name: &str) -> Vec<&'a Host> {
+        let held = self.scene.state.regions.get(region);
+        let hosts = held.into_iter().flat_map(|region| &region.hosts);
+        let bears = |host: &&Host| {
+            let shown = host.managed && !host.rejected;
+            shown && host.is_on_premises() && host.name.as_deref() == Some(name)
+        };
+        hosts.filter(bears).collect()
+    }
+
+    /// Whether a deployment's target is this instance.
+    pub fn is_target(&self, region: &str, target: &str, id: &str) -> bool {
+        let named = |host: &Host| host.is_on_premises() && host.name.as_deref() == Some(target);
+        target == id || host(&self.scene.state, region, id).is_some_and(named)
+    }
+
+    /// Whether who bears a name may have changed since the start, have been missed between two pages of an inventory that
+    /// somebody left, or not have been told.
+    pub fn is_shaky(&self, region: &str, id: &str, invocation: &Invocation) -> bool {
+        let outside_ec2 = id.starts_with("mi-") || !id.starts_with("i-");
+        let leaves = |change: &Change| {
+            change.region == region
+                && change.at <= invocation.ended
+                && matches!(change.what, What::Vanishes | What::Terminates)
+        };
+        let untold = |call: &Call| {
+            call.access_key == invocation.key
+                && call.region == region
+                && call.operation == "DescribeInstanceInformation"
+                && !is_answered(call)
+        };
+        outside_ec2 && (self.scene.changes.iter().any(leaves) || self.calls.iter().any(untold))
+    }
+
+    /// Whether a report accounts for a machine outside EC2 all the same: by its name, or by another one that bears it.
+    pub fn is_accounted(&self, region: &str, id: &str, there: &BTreeSet<&str>) -> bool {
+        let name = host(&self.scene.state, region, id).and_then(|host| host.name.as_deref());
+        let held = self.scene.state.regions.get(region);
+        let hosts = held.into_iter().flat_map(|region| &region.hosts);
+        let mut namesakes =
+            hosts.filter(|host| host.is_on_premises() && host.name.as_deref() == name.or(Some(id)));
+        there.contains(name.unwrap_or(id)) || namesakes.any(|host| there.contains(host.id.as_str()))
     }
 
     /// Who was a member of the group's Auto Scaling groups all the while.
@@ -169,6 +226,8 @@ pub fn standings(scene: &Scene) -> Standings<'_> {
                 listed: host.managed
                     && !host.rejected
                     && ["running", "pending", "stopping"].contains(&host.state.as_str()),
+                tagged: host.tags.get(TAG.0).map(String::as_str) == Some(TAG.1)
+                    && host.state != "terminated",
             };
             let here = standings.entry(name).or_default();
             here.insert(&host.id, vec![standing]);
@@ -200,7 +259,9 @@ pub fn standings(scene: &Scene) -> Standings<'_> {
                 now.member = None;
                 "terminated".clone_into(&mut now.state);
                 now.listed = false;
+                now.tagged = false;
             }
+            What::LosesTags => now.tagged = false,
             What::Vanishes => now.listed = false,
             What::GoesOffline | What::ComesBack => {}
         }

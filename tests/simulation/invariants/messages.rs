@@ -13,7 +13,7 @@ use super::hosts::result_of;
 use super::report::word;
 use super::{Evidence, FINE, TOLD};
 use crate::deliveries::{Delivery, Invocation, Meaning};
-use crate::fleet::{ACCOUNT, PIPELINE};
+use crate::fleet::PIPELINE;
 
 /// Rows of attention that the answer holds of a group.
 pub const MOST_ROWS: usize = 500;
@@ -257,7 +257,7 @@ impl Evidence<'_> {
         if data["result"] != attributes["result"]
             || data["severity"] != severity.word()
             || data["notified"] != true
-            || data["trigger"]["account"] != ACCOUNT
+            || data["trigger"]["account"].as_str() != attributes.get("account").copied()
             || text("lambda") != text("sqs")
         {
             return Some(format!("programs get another result: {data}"));

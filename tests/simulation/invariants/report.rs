@@ -21,7 +21,12 @@ use crate::fleet::PASSING;
 /// Codes of problems that are about one action of a pipeline: they are no reason for another action's group to be missing.
 const OF_ONE_ACTION: [&str; 2] = ["IncompleteAction", "OtherAccount"];
 /// Conditions that are no reason to leave anybody.
-const HARMLESS: [&str; 2] = ["instances in two groups", "two deployments to one group"];
+const HARMLESS: [&str; 4] = [
+    "instances in two groups",
+    "two deployments to one group",
+    "on-premises target",
+    "machine outside EC2",
+];
 
 impl Evidence<'_> {
     pub fn accounted(
@@ -97,13 +102,18 @@ impl Evidence<'_> {
             if !meant.is_certain() {
                 continue;
             }
-            if let Some(id) = must.difference(&there).next() {
+            let shaky = |id: &&&str| self.is_shaky(&meant.region, id, invocation);
+            let accounted = |id: &&&str| self.is_accounted(&meant.region, id, &there);
+            let mut absent = must.difference(&there);
+            let missing = absent.find(|id| !shaky(id) || !accounted(id));
+            let strange = there.difference(&may).find(|id| !shaky(id));
+            if let Some(id) = missing {
                 self.broken(
                     ACCOUNTED,
                     format!("{who}: {id} of {} is not in the report", meant.name),
                 );
             }
-            if let Some(id) = there.difference(&may).next() {
+            if let Some(id) = strange {
                 self.broken(
                     ACCOUNTED,
                     format!("{who}: {id} is no candidate of {}", meant.name),
@@ -143,9 +153,10 @@ impl Evidence<'_> {
                             member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
                         };
                         let between = fell_between_pages(self.scene, &meant.region, id, calls);
-                        !standings().any(|s| passing(s) || s.is_down())
+                        !standings().any(|s| passing(s) || s.is_down() || self.is_left_out(s))
                             && !between
                             && !self.is_forgotten(meant, id, invocation)
+                            && !self.is_shaky(&meant.region, id, invocation)
                     }
                     // Else Systems Manager refused a command to it.
                     "unreachable" if !matches!(entry.decision, Decision::Restart(..)) => {

@@ -4,6 +4,7 @@ use sim::{Call, Deployment, Fault, FaultKind};
 
 use super::calls::texts;
 use super::candidates::{Standing, during, fell_between_pages};
+use super::hosts::host;
 use super::subject::{Meant, Subject, by_auto_scaling, is_about, is_follow_up};
 use super::{Evidence, MOMENT, RATE, UNHARMED};
 use crate::deliveries::Invocation;
@@ -60,7 +61,7 @@ impl<'a> Evidence<'a> {
         let (may, _) = self.candidates(meant, invocation.began, call.at);
         if let Some(id) = ids
             .iter()
-            .find(|id| !may.contains(*id))
+            .find(|id| !may.contains(*id) && !self.is_shaky(&meant.region, id, invocation))
             .filter(|_| meant.is_certain())
         {
             return Some(format!("{id} is sent to, and is not of {}", meant.name));
@@ -73,6 +74,9 @@ impl<'a> Evidence<'a> {
                 "{id} is sent to: {:?}",
                 self.standings_of(&meant.region, id)
             ));
+        }
+        if let Some(what) = self.sent_without_tag(meant, call, ids, calls) {
+            return Some(what);
         }
         if let Some(what) = self.wrong_document(meant, call, ids) {
             return Some(what);
@@ -90,6 +94,9 @@ impl<'a> Evidence<'a> {
     /// Whether the function may have read, not long before the call, that the instance stays: by its id, or with its Auto
     /// Scaling group. Which of the event's groups a reading was for cannot be told.
     fn restartable(&self, meant: &Meant, call: &Call, id: &str, calls: &[&Call]) -> bool {
+        if id.starts_with("mi-") {
+            return self.is_matched(meant, call, id, calls);
+        }
         let Some(group) = self.group(meant) else {
             return false;
         };
@@ -116,22 +123,43 @@ impl<'a> Evidence<'a> {
             || fell_between_pages(self.scene, &meant.region, id, calls)
     }
 
+    fn concerns(&self, meant: &Meant, deployment: &Deployment, ids: &[&str]) -> bool {
+        let mut targets = deployment.targets.iter();
+        targets.any(|target| {
+            ids.iter()
+                .any(|id| self.is_target(&meant.region, &target.id, id))
+        })
+    }
+
+    /// Whether the inventory of machines outside EC2 may have shown that this one alone bears its name.
+    fn is_matched(&self, meant: &Meant, call: &Call, id: &str, calls: &[&Call]) -> bool {
+        let name = host(&self.scene.state, &meant.region, id).and_then(|host| host.name.as_deref());
+        let bearers = self.bearers(&meant.region, name.unwrap_or_default());
+        calls
+            .iter()
+            .filter(|read| read.at < call.at && read.region == meant.region && read.status == 200)
+            .filter(|read| read.params["Filters"][0]["Values"][0] == "ManagedInstance")
+            .any(|read| {
+                let listed = bearers.iter().filter(|host| {
+                    let standings = self.standings_of(&meant.region, &host.id);
+                    // Who leaves between two pages may hide another one.
+                    during(standings, read.at, read.at + ATTEMPT).all(|standing| standing.listed)
+                });
+                listed.count() <= 1 && name.is_some()
+            })
+    }
+
     /// A deployment of the group that ran at that time, and concerns one of these.
     pub fn running(&self, meant: &Meant, at: f64, ids: &[&str]) -> Option<&'a Deployment> {
         self.deployments_of(meant)
             .filter(|d| !by_auto_scaling(d) && runs_at(d, at))
-            .find(|d| !is_follow_up(d) || is_unlisted(d) || concerns(d, ids))
+            .find(|d| !is_follow_up(d) || is_unlisted(d) || self.concerns(meant, d, ids))
     }
 }
 
 /// Whether CodeDeploy does not say yet whom it will deploy to.
 fn is_unlisted(deployment: &Deployment) -> bool {
     matches!(deployment.status.as_str(), "Created" | "Queued") || deployment.targets.is_empty()
-}
-
-fn concerns(deployment: &Deployment, ids: &[&str]) -> bool {
-    let mut targets = deployment.targets.iter();
-    targets.any(|target| ids.contains(&target.id.as_str()))
 }
 
 /// The function's last question, before a call, whether a deployment of the group runs.

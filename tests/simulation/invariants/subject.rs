@@ -84,6 +84,12 @@ impl<'a> Evidence<'a> {
         let mut asked = None;
         match &delivery.meaning {
             Meaning::Nothing | Meaning::Unreadable => return Subject::default(),
+            Meaning::Elsewhere => {
+                return Subject {
+                    problem: !self.scene.is_covered(),
+                    ..Subject::default()
+                };
+            }
             Meaning::Pipeline { succeeded } => {
                 listed = self.actions(*succeeded, delivery.time, invocation);
             }
@@ -177,10 +183,19 @@ impl<'a> Evidence<'a> {
         let first = created.fold(f64::MAX, f64::min);
         self.deployments_of(meant)
             .filter(|d| d.created_at >= first && !by_auto_scaling(d) && !d.never_started)
-            .filter(|d| !is_follow_up(d) || goes_to(d, id))
+            .filter(|d| !is_follow_up(d) || self.goes_to(meant, d, id))
             .filter_map(|d| d.completed_at.filter(|ended| *ended <= looked))
             .reduce(f64::max)
             .unwrap_or(meant.time)
+    }
+
+    /// Whether a deployment leaves something on the instance: the blue ones of a blue/green deployment go.
+    fn goes_to(&self, meant: &Meant, deployment: &Deployment, id: &str) -> bool {
+        let stays = |label: Option<&str>| deployment.style != "BLUE_GREEN" || label != Some("Blue");
+        let mut targets = deployment.targets.iter();
+        targets.any(|target| {
+            self.is_target(&meant.region, &target.id, id) && stays(target.label.as_deref())
+        })
     }
 
     /// What the last list of the execution's actions showed, if the function may have been content with it; else all that
@@ -194,13 +209,14 @@ impl<'a> Evidence<'a> {
             .filter(|execution| execution.id == EXECUTION)
             .flat_map(|execution| &execution.actions)
             .collect();
+        let covered = self.scene.is_covered();
         let tries = self.calls.iter().filter(|call| {
             call.access_key == invocation.key && call.operation == "ListActionExecutions"
         });
         let looks: Vec<&Call> = tries.clone().filter(|call| call.status == 200).collect();
         // Attempts that were refused are a wait as well.
         let (Some(first), Some(last)) = (tries.clone().next(), looks.last()) else {
-            return listed(&rows, f64::MAX, f64::MAX);
+            return listed(&rows, f64::MAX, f64::MAX, covered);
         };
         let begun = looks
             .iter()
@@ -224,8 +240,8 @@ impl<'a> Evidence<'a> {
         let settled = !shown.is_empty() && !open && !late && ours;
         let waited = last.at - first.at >= LIST_LAG - 1.0;
         let mut listed = match settled || waited {
-            true => listed(&rows, begun, last.at),
-            false => listed(&rows, f64::MAX, f64::MAX),
+            true => listed(&rows, begun, last.at, covered),
+            false => listed(&rows, f64::MAX, f64::MAX, covered),
         };
         listed.problem |= waited && (shown.is_empty() || open);
         listed
@@ -296,8 +312,8 @@ fn is_shown(row: &Action, at: f64) -> bool {
 }
 
 /// The groups of the actions that have ended, by the last row of each that is shown at that time: a try that deployed nothing
-/// does not hide the one before it.
-fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
+/// does not hide the one before it. Another account's is told, unless it is covered.
+fn listed(rows: &[&Action], from: f64, to: f64, covered: bool) -> Listed {
     let mut last: BTreeMap<(&str, &str), &Action> = BTreeMap::new();
     let over = |row: &&&Action| {
         let deployed = row.status == "Succeeded" || row.deployment_id.is_some();
@@ -324,7 +340,7 @@ fn listed(rows: &[&Action], from: f64, to: f64) -> Listed {
                 }
                 listed.wanted.entry(key).or_default().push(id.clone());
             }
-            _ => listed.problem = true,
+            _ => listed.problem |= ours || !covered,
         }
     }
     listed
@@ -353,11 +369,4 @@ pub fn by_auto_scaling(deployment: &Deployment) -> bool {
 /// Whether CodeDeploy made the deployment for instances that an earlier one had missed.
 pub fn is_follow_up(deployment: &Deployment) -> bool {
     deployment.creator == "CodeDeployAutoUpdate"
-}
-
-/// Whether a deployment leaves something on the instance: the blue ones of a blue/green deployment go.
-pub fn goes_to(deployment: &Deployment, id: &str) -> bool {
-    let stays = |label: Option<&str>| deployment.style != "BLUE_GREEN" || label != Some("Blue");
-    let mut targets = deployment.targets.iter();
-    targets.any(|target| target.id == id && stays(target.label.as_deref()))
 }

@@ -1,0 +1,134 @@
+//! Whether the tag that is asked for decides who is sent to, by EC2's word and by nothing else.
+
+use codedeploy_agent_restarter::ids::InstanceId;
+use codedeploy_agent_restarter::problem::{Code, Problem};
+use codedeploy_agent_restarter::report::Report;
+use sim::Call;
+
+use super::calls::texts;
+use super::candidates::{Standing, during};
+use super::hosts::host;
+use super::report::word;
+use super::sends::is_answered;
+use super::subject::{Meant, Subject, is};
+use super::{Evidence, NEEDED, TOLD};
+use crate::deliveries::Invocation;
+use crate::fleet::PASSING;
+
+impl Evidence<'_> {
+    /// Whether an instance that stands so is to be left alone for want of the tag.
+    pub fn is_left_out(&self, standing: &Standing) -> bool {
+        self.scene.asks_for_tag() && !standing.tagged
+    }
+
+    /// One that is sent to although EC2 did not say in this run that it has the tag: Systems Manager's denial is no way to
+    /// find out.
+    pub fn sent_without_tag(
+        &self,
+        meant: &Meant,
+        call: &Call,
+        ids: &[&str],
+        calls: &[&Call],
+    ) -> Option<String> {
+        if !self.scene.asks_for_tag() {
+            return None;
+        }
+        let told = |id: &str| {
+            let asked = calls.iter().filter(|asked| {
+                asked.region == meant.region && asked.at < call.at && is_told(asked, id)
+            });
+            let standings = self.standings_of(&meant.region, id);
+            asked
+                .into_iter()
+                .any(|asked| during(standings, asked.at, asked.at).any(|s| s.tagged))
+        };
+        let id = ids.iter().find(|id| !told(id))?;
+        Some(format!(
+            "{id} is sent to, and EC2 has not said that it has the tag"
+        ))
+    }
+
+    /// Nobody hears of those without the tag, and of a group in which nobody has it somebody does.
+    pub fn tags(
+        &mut self,
+        who: &str,
+        subject: &Subject,
+        invocation: &Invocation,
+        report: &Report,
+        calls: &[&Call],
+    ) {
+        if !self.scene.asks_for_tag() {
+            return;
+        }
+        for meant in subject.groups.iter().filter(|meant| meant.is_certain()) {
+            let Some(found) = report.groups.iter().find(|group| is(meant, group)) else {
+                continue;
+            };
+            let (mut told, mut wrong) = (Vec::new(), Vec::new());
+            // One page of an answer is none.
+            let mut unasked = calls.iter().any(|call| {
+                let ec2 = call.operation == "DescribeInstances";
+                ec2 && call.region == meant.region && !is_answered(call)
+            });
+            for (target, entry) in &found.instances {
+                // A name, which may look like an id, is nobody's.
+                let Some(id) = target.instance().map(InstanceId::as_str) else {
+                    continue;
+                };
+                let standings = self.standings_of(&meant.region, id);
+                let standings = || during(standings, invocation.began, invocation.ended);
+                let passing = |standing: &Standing| {
+                    let member = standing.member.as_ref();
+                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
+                };
+                let forgotten =
+                    host(&self.scene.state, &meant.region, id).is_none_or(|host| host.forgotten);
+                let asked = calls.iter().any(|call| {
+                    call.region == meant.region && is_told(call, id) && is_answered(call)
+                });
+                unasked |= !asked && !standings().any(passing);
+                if forgotten || !asked || self.is_shaky(&meant.region, id, invocation) {
+                    continue;
+                }
+                if standings().all(|s| !s.tagged) && word(entry) != "skipped" {
+                    wrong.push(format!("{who}: {id} has no tag and is {}", word(entry)));
+                }
+                let gone =
+                    |s: &Standing| ["shutting-down", "terminated"].contains(&s.state.as_str());
+                if !standings().any(|s| passing(s) || gone(s)) {
+                    told.push((standings().any(|s| s.tagged), standings().all(|s| s.tagged)));
+                }
+            }
+            let problem = |problem: &Problem| problem.code == Code::NobodyTagged;
+            let problem = found.problems.iter().any(problem);
+            for what in wrong {
+                self.broken(NEEDED, what);
+            }
+            if problem && told.iter().any(|(_, always)| *always) {
+                self.broken(
+                    NEEDED,
+                    format!("{who}: somebody of {} has the tag", meant.name),
+                );
+            }
+            if !problem && !unasked && !told.is_empty() && told.iter().all(|(ever, _)| !ever) {
+                let what = format!(
+                    "{who}: nobody of {} has the tag, and nobody says so",
+                    meant.name
+                );
+                self.broken(TOLD, what);
+            }
+        }
+    }
+}
+
+/// Whether EC2 was asked about the instance, or the inventory for the tag, and answered.
+fn is_told(call: &Call, id: &str) -> bool {
+    let about = match id.starts_with("mi-") {
+        true => call.params["Filters"][0]["Key"] == "tag:AgentRestart",
+        false => {
+            call.operation == "DescribeInstances"
+                && texts(&call.params["Filter"][0]["Value"]).contains(&id)
+        }
+    };
+    about && call.status == 200 && call.error.is_none()
+}
