@@ -44,7 +44,7 @@ Add-Fault 'the follow-up goes on after the restart' 'the question for the servic
 Add-Fault 'the follow-up believes that a number stays a process''s' 'killed before the follow-up comes up, and its number is given away' `
   ' -or -not (Test-MutexHeld $LockName) }' ' }'
 Add-Fault '34 promises a start that nobody makes' 'the stop never ends, and the follow-up dies; no other comes up' `
-  'if ((Test-FollowUp) -or (Start-FollowUp $ProcessId $false)) {' 'if ($true) {'
+  'if ((Test-FollowUp) -or (Start-FollowUp $Agent)) {' 'if ($true) {'
 Add-Fault 'a stop that is under way is not waited for' 'somebody asked for the stop: there is no follow-up' `
   '$stops = $agent.State -eq ''Stop Pending''' '$stops = $false'
 
