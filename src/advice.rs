@@ -82,7 +82,7 @@ fn on_verdict(verdict: Verdict) -> &'static str {
         }
         Verdict::ServiceManagerFailed | Verdict::AgentDown => {
             "start the agent now, or the next deployment fails there: sudo systemctl start \
-             codedeploy-agent; journalctl -u codedeploy-agent shows why it went down"
+             codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down"
         }
         Verdict::OldAgentSurvived => {
             "pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the \

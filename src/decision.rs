@@ -418,7 +418,7 @@ fn decide_unreached(
             ping,
             last_ping: Some(since),
             ..
-        }) => format!("Systems Manager: {ping}, offline since {since}"),
+        }) if ping != Node::ONLINE => format!("Systems Manager: {ping}, offline since {since}"),
         Some(Node { ping, .. }) => format!("Systems Manager: {ping}"),
     };
     let reason = match &candidate.machine {

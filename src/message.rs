@@ -11,7 +11,7 @@ use crate::answer::{Answer, Detail};
 use crate::ids::{AccountId, Name, Region};
 use crate::kind::{Kind, Severity};
 use crate::problem::{Problem, Problems};
-use crate::report::{GroupReport, Row};
+use crate::report::{Entry, GroupReport, Row};
 use crate::text::{abridged, cut, harmless, plain};
 use crate::trigger::{Home, Order, Subject};
 
@@ -200,6 +200,10 @@ fn place(account: &AccountId, region: &Region) -> String {
     format!(" ({account} {region})")
 }
 
+fn is_skipped(entry: &Entry) -> bool {
+    matches!(&entry.outcome, Some(outcome) if outcome.kind() == Kind::Skipped)
+}
+
 /// How bad it is, and how many agents need attention: so many outcomes one by one, and the others together.
 fn group_words(group: &GroupReport, outcomes: usize) -> String {
     let level = group.severity().word().to_uppercase();
@@ -211,6 +215,10 @@ fn group_words(group: &GroupReport, outcomes: usize) -> String {
             (true, 0) => format!("{level}: nothing to restart"),
             (true, _) => format!("{level}: {all} of {all} {agents} fine"),
             (false, 0) => format!("{level}: agents not restarted"),
+            // Nothing is known of their health.
+            (false, _) if group.instances.values().all(is_skipped) => {
+                format!("{level}: a problem, {all} {agents} skipped")
+            }
             (false, _) => format!("{level}: a problem, {all} {agents} fine"),
         };
     }

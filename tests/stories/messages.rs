@@ -494,7 +494,7 @@ async fn the_mail_about_a_failed_instance() {
 
     CRITICAL failed:
       i-00000000000000002 (web-2): agent-down (code 32, agent OFFICIAL_1.8.1-1_rpm); host says: "no master runs" [command …]
-      Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
+      Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down.
 
     Repeat by hand (leaves agents alone that are fresh by now):
       aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
@@ -834,7 +834,7 @@ async fn the_advice_for_each_failure() {
         .filter(|line| line.starts_with("  Do: "))
         .collect();
     insta::assert_snapshot!(advice.join("\n"), @"
-    Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
+    Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down.
     Do: repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it.
     Do: let the SSM Agent run commands as root.
     Do: mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was left alone.

@@ -101,7 +101,7 @@ async fn a_group_in_which_nobody_has_the_tag_is_a_problem() {
     assert_eq!(told.answer["result"], "attention");
     assert_eq!(story.count("SendCommand"), 0);
     insta::assert_snapshot!(story.body("email"), @r#"
-    WARNING: a problem, 3 agents fine: my-application/my-deployment-group (123456789012 us-east-1)
+    WARNING: a problem, 3 agents skipped: my-application/my-deployment-group (123456789012 us-east-1)
     Pipeline my-pipeline, execution 3f1c9c4e-52d6-4b7a-9e0d-8a6b5c4d3e2f, 2026-02-17T09:14:05Z; deployment d-EXAMPLEE5.
     In all: 3 skipped.
 
