@@ -5,7 +5,7 @@
     .ci/release.py target/release-files x86_64=.aws-sam/build/RestartFunction/bootstrap
     .venv/emulator/bin/python tests/e2e/bus.py --sim target/debug/sim
 
-The emulator (ministack; tests/e2e/requirements.txt) is event bus, Lambda, topic, queues, roles and CloudFormation; CodePipeline, CodeDeploy, Auto Scaling and
+The emulator (ministack; tests/e2e/requirements.txt) is event bus, Lambda, topic, queues, roles and CloudFormation; CodePipeline, CodeDeploy, Auto Scaling, EC2 and
 Systems Manager are our own simulated AWS. Events of events/ are put on the bus, and only the queue that subscribes to the stack's topic tells what became of
 them; nothing is invoked directly but a dry run and a malformed request at the end of the first case. Each case has an emulator, hosts and a stack of its own:
 what `sam deploy --config-env emulator` makes of the template less what bus_template.py lists, then what a second one with other parameters makes of that.
@@ -422,7 +422,7 @@ class Bus(killed.Stage):
         """Starts the emulator."""
         port = run.free_port()
         self.endpoint = f"http://127.0.0.1:{port}"
-        simulated = {f"AWS_ENDPOINT_URL_{service}": f"http://{self.address}" for service in ("CODEPIPELINE", "CODEDEPLOY", "AUTO_SCALING", "SSM")}
+        simulated = {f"AWS_ENDPOINT_URL_{service}": f"http://{self.address}" for service in ("CODEPIPELINE", "CODEDEPLOY", "AUTO_SCALING", "EC2", "SSM")}
         environment = run.clean_environment(
             BIND_HOST="127.0.0.1",
             MINISTACK_HOST="127.0.0.1",
