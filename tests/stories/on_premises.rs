@@ -184,8 +184,9 @@ async fn where_systems_manager_does_not_say_who_bears_the_name_it_is_held_back_a
     });
     let told = story.run().await;
     assert_eq!(told.counts(), &json!({"held-back": 1, "restarted": 1}));
-    // The instances of EC2 do not wait for all retries.
-    assert_eq!(told.group()["problem"]["code"], "Timeout");
+    // The instances of EC2 wait for 30 s at most. By the chance in their pauses, all retries end before that, or do not.
+    let code = told.group()["problem"]["code"].as_str().unwrap();
+    assert!(["Timeout", "InternalServerError"].contains(&code), "{code}");
     insta::assert_snapshot!(told.attention("rack-1")["detail"].as_str().unwrap(), @"not sent: nobody says which machine outside EC2 has this name");
 }
 
