@@ -70,6 +70,8 @@ impl Evidence<'_> {
                 let ec2 = call.operation == "DescribeInstances";
                 ec2 && call.region == meant.region && !is_answered(call)
             });
+            // Where EC2 could not be asked about all, nothing is sent to any.
+            let withheld = unasked;
             for (target, entry) in &found.instances {
                 // A name, which may look like an id, is nobody's.
                 let Some(id) = target.instance().map(InstanceId::as_str) else {
@@ -88,15 +90,20 @@ impl Evidence<'_> {
                 });
                 unasked |= !asked && !standings().any(passing);
                 if forgotten || !asked || self.is_shaky(&meant.region, id, invocation) {
+                    // It may be the one that has it.
+                    unasked |= standings().any(|standing| standing.tagged);
                     continue;
                 }
-                if standings().all(|s| !s.tagged) && word(entry) != "skipped" {
+                if !withheld && standings().all(|s| !s.tagged) && word(entry) != "skipped" {
                     wrong.push(format!("{who}: {id} has no tag and is {}", word(entry)));
                 }
                 let gone =
                     |s: &Standing| ["shutting-down", "terminated"].contains(&s.state.as_str());
                 if !standings().any(|s| passing(s) || gone(s)) {
                     told.push((standings().any(|s| s.tagged), standings().all(|s| s.tagged)));
+                } else {
+                    // It may have had it when EC2 was asked.
+                    unasked |= standings().any(|standing| standing.tagged);
                 }
             }
             let problem = |problem: &Problem| problem.code == Code::NobodyTagged;
