@@ -369,6 +369,10 @@ fn could_not_run(plugin: &CommandPlugin) -> Option<&str> {
         (line.starts_with(begin) && line.ends_with(end)).then_some(line)
     };
     shell_error(plugin.response_code(), output)
+        .or_else(|| powershell_error(output))
+        // No memory or no process left for the shell, or a policy that forbids it
+        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/executers/executers.go; Go's `os/exec`).
+        .or_else(|| begins_and_ends("failed to run commands: fork/exec ", ""))
         // The worker that runs the script died, or the machine was booted anew
         // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/outofproc/outofproc.go).
         .or_else(|| begins_and_ends("document process failed unexpectedly: ", ""))
@@ -380,12 +384,15 @@ fn could_not_run(plugin: &CommandPlugin) -> Option<&str> {
         })
         // A full disk, before the script or while its output is kept
         // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/plugins/runscript/runscript.go).
-        .or_else(|| begins_and_ends("failed to run commands: ", ": no space left on device"))
         .or_else(|| {
-            begins_and_ends(
-                "failed to create script file. ",
+            let full = [
                 ": no space left on device",
-            )
+                ": There is not enough space on the disk.",
+            ];
+            let told = ["failed to run commands: ", "failed to create script file. "];
+            told.into_iter()
+                .flat_map(|begin| full.map(|end| (begin, end)))
+                .find_map(|(begin, end)| begins_and_ends(begin, end))
         })
         .or_else(|| begins_and_ends("failed to create orchestrationDir directory, ", ""))
 }
@@ -402,6 +409,22 @@ fn shell_error(code: i32, output: &str) -> Option<&str> {
     };
     let found = matches!(code, 126 | 127) && error.lines().any(about_the_file);
     found.then_some(error)
+}
+
+/// What PowerShell says, in whichever language, of a script file that a policy or an antivirus product does not let it
+/// load: nothing on standard output, and the error's id, which is never translated
+/// (<https://learn.microsoft.com/powershell/module/microsoft.powershell.core/about/about_execution_policies>,
+/// <https://github.com/winsw/winsw/issues/931>).
+fn powershell_error(output: &str) -> Option<&str> {
+    const ID: &str = "+ FullyQualifiedErrorId : ";
+    const IDS: [&str; 2] = ["UnauthorizedAccess", "ScriptContainedMaliciousContent"];
+    let error = output.strip_prefix(ERROR_PART)?.trim();
+    let id = error
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(ID))?;
+    // Lines end where the console did, in mid-path too.
+    let unbroken: String = error.split_whitespace().collect();
+    (IDS.contains(&id) && unbroken.contains(r"\_script.ps1")).then_some(error)
 }
 
 /// The line, if Systems Manager saw the same end.

@@ -458,10 +458,14 @@ impl Runs {
         };
         let (platform, agent) = (host.platform.clone(), host.agent.clone());
         run.began = now;
-        if run.start.document == DocumentKind::RestartAgent {
-            run.fault = host.ssm_agent.fault.take();
+        if run.start.document != DocumentKind::Foreign {
+            run.fault = host.ssm_agent.fault.take_if(|fault| fault.is_of(&platform));
         }
-        if let Some((code, text)) = run.fault.and_then(|fault| not_run(fault, &run.start)) {
+        let not_run = |fault| match run.start.document {
+            DocumentKind::RestartWindowsAgent => not_run_on_windows(fault, &run.start),
+            DocumentKind::RestartAgent | DocumentKind::Foreign => not_run(fault, &run.start),
+        };
+        if let Some((code, text)) = run.fault.and_then(not_run) {
             end_unheard(state, run, now, code, text);
             return Next::End;
         }
@@ -1013,6 +1017,10 @@ fn not_run(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
                 "failed to run commands: failed to write output file: no space left on device";
             Some((1, error.to_owned()))
         }
+        SsmAgentFault::NoShell => {
+            let error = "failed to run commands: fork/exec /usr/bin/sh: cannot allocate memory";
+            Some((1, error.to_owned()))
+        }
         SsmAgentFault::NoPlugin => {
             let error = "Plugin with name aws:runShellScript not found. Step name: linux";
             Some((1, error.to_owned()))
@@ -1024,6 +1032,61 @@ fn not_run(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
         | SsmAgentFault::Cancelled
         | SsmAgentFault::Booted => None,
     }
+}
+
+/// The same on Windows, where PowerShell ends its lines where the console did (80 characters), in mid-path too.
+fn not_run_on_windows(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
+    let Start {
+        instance, command, ..
+    } = start;
+    let file = format!(
+        r"C:\ProgramData\Amazon\SSM\InstanceData\{instance}\document\orchestration\{command}\windows\_script.ps1"
+    );
+    let powershell = |said: &str, category: &str, id: &str| {
+        let said: Vec<char> = said.chars().collect();
+        let said: Vec<String> = said.chunks(80).map(String::from_iter).collect();
+        let error = format!(
+            "{}\r\n    + CategoryInfo          : {category}: (:) [], ParentContainsErrorRecordException\r\n    + \
+             FullyQualifiedErrorId : {id}\r\n \r\n{}",
+            said.join("\r\n"),
+            exit_status(1)
+        );
+        joined(b"", error.as_bytes())
+    };
+    let text = match fault {
+        SsmAgentFault::NoExec => powershell(
+            &format!(
+                "File {file} cannot be loaded because running scripts is disabled on this system. For more information, see \
+                 about_Execution_Policies at https:/go.microsoft.com/fwlink/?LinkID=135170."
+            ),
+            "SecurityError",
+            "UnauthorizedAccess",
+        ),
+        SsmAgentFault::ScriptGone => powershell(
+            &format!(
+                "At {file}:1 char:1 This script contains malicious content and has been blocked by your antivirus software."
+            ),
+            "ParserError",
+            "ScriptContainedMaliciousContent",
+        ),
+        SsmAgentFault::NoSpace => format!(
+            "failed to create script file. write {file}: There is not enough space on the disk."
+        ),
+        SsmAgentFault::NoShell => {
+            r"failed to run commands: fork/exec C:\Windows\System32\WindowsPowerShell\v1.0\powershell.exe: This program is blocked by group policy. For more information, contact your system administrator."
+                .to_owned()
+        }
+        SsmAgentFault::NoPlugin => {
+            "Plugin with name aws:runPowerShellScript not found. Step name: windows".to_owned()
+        }
+        SsmAgentFault::WorkerLost
+        | SsmAgentFault::GroupEnded
+        | SsmAgentFault::KilledBefore
+        | SsmAgentFault::KilledAfter
+        | SsmAgentFault::Cancelled
+        | SsmAgentFault::Booted => return None,
+    };
+    Some((1, text))
 }
 
 /// What the SSM Agent says when it has lost its worker.

@@ -566,12 +566,14 @@ pub enum Lost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SsmAgentFault {
-    /// The shell cannot open the script's file (`noexec`): exit status 126.
+    /// The shell cannot open the script's file (`noexec`): exit status 126. On Windows a policy forbids scripts: 1.
     NoExec,
-    /// The script's file is gone before the shell opens it: exit status 127.
+    /// The script's file is gone before the shell opens it: exit status 127. On Windows an antivirus product has it: 1.
     ScriptGone,
     /// The disk is full: the script is not run.
     NoSpace,
+    /// No memory is left for a shell. On Windows a policy forbids PowerShell.
+    NoShell,
     /// The agent has no such plugin: the script is not run.
     NoPlugin,
     /// The agent gives its worker up, and the script runs on unheard.
@@ -587,6 +589,17 @@ pub enum SsmAgentFault {
     Cancelled,
     /// The machine is booted anew in mid-script.
     Booted,
+}
+
+impl SsmAgentFault {
+    /// Whether it can happen there: what a signal does has no likeness on Windows.
+    pub(crate) fn is_of(self, platform: &str) -> bool {
+        platform != "Windows"
+            || !matches!(
+                self,
+                Self::GroupEnded | Self::KilledBefore | Self::KilledAfter
+            )
+    }
 }
 
 /// A host's CodeDeploy agent.

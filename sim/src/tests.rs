@@ -1197,6 +1197,7 @@ async fn an_ssm_agent_that_cannot_run_a_script_says_so_in_its_own_words() {
         (SsmAgentFault::NoExec, "Failed", 126, "Permission denied", 0),
         (SsmAgentFault::ScriptGone, "Failed", 127, "not found", 0),
         (SsmAgentFault::NoSpace, "Failed", 1, "no space left", 0),
+        (SsmAgentFault::NoShell, "Failed", 1, "fork/exec", 0),
         (SsmAgentFault::NoPlugin, "Failed", 1, "Plugin with name", 0),
         (
             SsmAgentFault::WorkerLost,

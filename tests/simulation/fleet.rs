@@ -1254,10 +1254,11 @@ fn ssm_affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
 }
 
 /// What goes wrong when an SSM Agent runs a script, by name.
-pub const SSM_FAULTS: [(SsmAgentFault, &str); 10] = [
+pub const SSM_FAULTS: [(SsmAgentFault, &str); 11] = [
     (SsmAgentFault::NoExec, "script not executable"),
     (SsmAgentFault::ScriptGone, "script gone"),
     (SsmAgentFault::NoSpace, "disk full"),
+    (SsmAgentFault::NoShell, "no shell"),
     (SsmAgentFault::NoPlugin, "plugin missing"),
     (SsmAgentFault::WorkerLost, "worker lost"),
     (SsmAgentFault::GroupEnded, "process group ended"),

@@ -196,19 +196,32 @@ async fn an_end_that_stays_without_output_is_unfinished_after_300_seconds_and_st
 
 #[tokio::test(start_paused = true)]
 async fn what_an_ssm_agent_could_not_run_is_undelivered_and_stops_nobody() {
-    for (fault, said) in [
-        (SsmAgentFault::NoExec, "_script.sh: Permission denied"),
-        (SsmAgentFault::ScriptGone, "_script.sh: not found"),
-        (SsmAgentFault::NoSpace, "no space left on device"),
-        (SsmAgentFault::NoPlugin, "aws:runShellScript not found"),
-        (SsmAgentFault::WorkerLost, "document worker timed out"),
-        (SsmAgentFault::Booted, "received timeout signal"),
+    use SsmAgentFault::{Booted, NoExec, NoPlugin, NoShell, NoSpace, ScriptGone, WorkerLost};
+    for (platform, fault, said) in [
+        ("Linux", NoExec, "_script.sh: Permission denied"),
+        ("Linux", ScriptGone, "_script.sh: not found"),
+        ("Linux", NoSpace, "no space left on device"),
+        ("Linux", NoShell, "cannot allocate memory"),
+        ("Linux", NoPlugin, "aws:runShellScript not found"),
+        ("Linux", WorkerLost, "document worker timed out"),
+        ("Linux", Booted, "received timeout signal"),
+        ("Windows", NoExec, "scripts is disabled"),
+        ("Windows", ScriptGone, "malicious content"),
+        ("Windows", NoSpace, "not enough space on the disk"),
+        ("Windows", NoShell, "blocked by group policy"),
+        ("Windows", NoPlugin, "aws:runPowerShellScript not found"),
+        ("Windows", WorkerLost, "document worker timed out"),
+        ("Windows", Booted, "received timeout signal"),
     ] {
-        let (story, told) = two_of_ten(|host| host.ssm_agent.fault = Some(fault)).await;
+        let (story, told) = two_of_ten(|host| {
+            host.platform = platform.to_owned();
+            host.ssm_agent.fault = Some(fault);
+        })
+        .await;
         assert_eq!(
             told.counts(),
             &json!({"restarted": 8, "undelivered": 2}),
-            "{fault:?}"
+            "{platform}: {fault:?}"
         );
         let detail = told.attention(&id(2))["detail"].to_string();
         assert!(
@@ -227,6 +240,7 @@ async fn what_an_ssm_agent_could_not_run_is_undelivered_and_stops_nobody() {
 async fn no_other_text_is_taken_for_the_ssm_agent_s_own() {
     let file = "/var/lib/amazon/ssm/i-1/document/orchestration/x/linux/_script.sh";
     let error = "\n----------ERROR-------\n";
+    let id = "\r\n    + FullyQualifiedErrorId : ";
     let line = r#"{"agentRestart":1,"result":"agent-down","code":32,"agentVersion":"v","memoryBeforeKiB":1,"memoryAfterKiB":0,"seconds":1,"detail":"tar: no space left on device"}"#;
     for (status, code, output) in [
         ("Failed", 126, "a hook: Permission denied".to_owned()),
@@ -274,6 +288,27 @@ async fn no_other_text_is_taken_for_the_ssm_agent_s_own() {
             "document process failed unexpectedly: x".to_owned(),
         ),
         ("Failed", 1, "Plugin with name x was not found".to_owned()),
+        (
+            "Failed",
+            1,
+            "failed to run commands: fork/exec /bin/x: cannot allocate memory\nand more".to_owned(),
+        ),
+        // What a script's own command may not do, and another script that is not allowed.
+        (
+            "Failed",
+            1,
+            format!("{error}C:\\x\\_script.ps1 : Access denied{id}UnauthorizedAccessException"),
+        ),
+        (
+            "Failed",
+            1,
+            format!("{error}C:\\hooks\\stop.ps1 cannot be loaded{id}UnauthorizedAccess"),
+        ),
+        (
+            "Failed",
+            1,
+            format!("a line{error}C:\\x\\_script.ps1 cannot be loaded{id}UnauthorizedAccess"),
+        ),
         (
             "Failed",
             32,
