@@ -6,15 +6,25 @@ use crate::clock::Timestamp;
 use crate::document::Verdict;
 use crate::ids::{GroupName, Name};
 use crate::outcome::Cause;
+use crate::platform::Platform;
 use crate::problem::{Call, Code, Problem};
+use crate::report::Row;
 use crate::trigger::Home;
 
 /// Commands of a message that repeat a group's restart, one for each deployment.
 pub const MAX_COMMANDS: usize = 10;
 
-/// What to do about an outcome.
-pub fn on_outcome(cause: Cause) -> &'static str {
+impl Row<'_> {
+    /// What to do about it, in the commands of the platform whose document it was sent.
+    pub fn remedy(&self) -> &'static str {
+        on_outcome(self.outcome.cause, self.platform)
+    }
+}
+
+fn on_outcome(cause: Cause, platform: Option<Platform>) -> &'static str {
+    let windows = platform == Some(Platform::Windows);
     match cause {
+        Cause::Reported(verdict) if windows => on_verdict_of_windows(verdict),
         Cause::Reported(verdict) => on_verdict(verdict),
         Cause::NoProof => {
             "check that the document is this version's restart document for its platform, and the command's output"
@@ -32,13 +42,20 @@ pub fn on_outcome(cause: Cause) -> &'static str {
             "register it in Systems Manager, in the deployment group's region, by an activation of its own whose \
              DefaultInstanceName is exactly its name in CodeDeploy; deregister others of that name; then repeat by hand"
         }
+        Cause::CannotRun if windows => {
+            "let the SSM Agent there run scripts: free disk space and memory, no policy and no security product that \
+             forbids PowerShell scripts; C:\\ProgramData\\Amazon\\SSM\\Logs\\amazon-ssm-agent.log says what it lacks; then repeat by hand"
+        }
         Cause::CannotRun => {
-            "let the SSM Agent there run scripts: free disk space, no noexec on /var; \
+            "let the SSM Agent there run scripts: free disk space and memory, no noexec on /var; \
              /var/log/amazon/ssm/amazon-ssm-agent.log says what it lacks; then repeat by hand"
         }
         Cause::Denied => {
             "allow this function's role ssm:SendCommand on the instance (by its tag or the policy), then \
              repeat by hand"
+        }
+        Cause::TimedOut if windows => {
+            "Get-Service codedeployagent on the instance: it may be down; then repeat by hand"
         }
         Cause::TimedOut => {
             "systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand"
@@ -82,7 +99,7 @@ fn on_verdict(verdict: Verdict) -> &'static str {
         }
         Verdict::ServiceManagerFailed | Verdict::AgentDown => {
             "start the agent now, or the next deployment fails there: sudo systemctl start \
-             codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down"
+             codedeploy-agent; journalctl -u codedeploy-agent shows why it went down"
         }
         Verdict::OldAgentSurvived => {
             "pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the \
@@ -92,6 +109,23 @@ fn on_verdict(verdict: Verdict) -> &'static str {
             "mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but \
              CodeDeploy does not hear it, or its poller does not stay"
         }
+    }
+}
+
+/// Where Windows needs other words; the others are the same.
+fn on_verdict_of_windows(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::NotRoot => "let the SSM Agent run as LocalSystem, as it is installed",
+        Verdict::RestartRunning => "repeat by hand when it has ended",
+        Verdict::ServiceManagerFailed | Verdict::AgentDown => {
+            "start the agent now, or the next deployment fails there: Start-Service codedeployagent; the newest log in \
+             C:\\ProgramData\\Amazon\\CodeDeploy\\log shows why it went down"
+        }
+        Verdict::OldAgentSurvived => {
+            "when no deployment runs: Stop-Service codedeployagent, end what is left of it (Stop-Process), \
+             Start-Service codedeployagent"
+        }
+        other => on_verdict(other),
     }
 }
 

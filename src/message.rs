@@ -343,7 +343,7 @@ fn sections(group: &GroupReport, size: Size) -> Vec<Section> {
     let mut named: BTreeMap<Kind, usize> = BTreeMap::new();
     for row in group.attention() {
         let (severity, kind) = (row.outcome.severity(), row.outcome.kind());
-        let advice = advice::on_outcome(row.outcome.cause);
+        let advice = row.remedy();
         let same = |s: &Section| (s.severity, s.kind, s.advice) == (severity, kind, advice);
         let place = sections.iter().position(same).unwrap_or(sections.len());
         if place == sections.len() {
@@ -419,7 +419,7 @@ fn steps(problems: &Problems, rows: &[Row<'_>]) -> Vec<String> {
     let (critical, others): (Vec<_>, Vec<_>) = rows
         .iter()
         .partition(|row| row.outcome.severity() == Severity::Critical);
-    let advice = |row: &Row<'_>| advice::on_outcome(row.outcome.cause).to_owned();
+    let advice = |row: &Row<'_>| row.remedy().to_owned();
     let every = critical
         .into_iter()
         .map(advice)

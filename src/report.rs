@@ -11,6 +11,7 @@ use crate::ids::{GroupName, Name};
 use crate::inventory::Fleet;
 use crate::kind::{Kind, Severity};
 use crate::outcome::{Cause, Outcome};
+use crate::platform::Platform;
 use crate::problem::{Problem, Problems};
 use crate::trigger::Order;
 use crate::window::Results;
@@ -61,6 +62,8 @@ pub struct Row<'a> {
     pub target: &'a Target,
     /// The name that people know it by.
     pub name: Option<&'a str>,
+    /// The platform of the document that it was to be restarted by; none if it was left alone.
+    pub platform: Option<Platform>,
     /// What became of it.
     pub outcome: &'a Outcome,
 }
@@ -137,6 +140,10 @@ impl GroupReport {
             Some(Row {
                 target,
                 name: entry.name.as_deref(),
+                platform: match entry.decision {
+                    Decision::Restart(platform, _) => Some(platform),
+                    Decision::AskAgain(_) | Decision::Leave(..) => None,
+                },
                 outcome: entry.outcome.as_ref()?,
             })
         });

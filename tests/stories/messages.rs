@@ -1,7 +1,7 @@
 //! The views of a report: messages, the returned JSON, metrics. One message snapshot per outcome.
 
 use serde_json::{Value, json};
-use sim::{AgentFault, Answer, Fault, FaultKind};
+use sim::{AgentFault, Answer, Fault, FaultKind, SsmAgentFault};
 
 use super::groups::{with_group_of_shop, with_separate_group};
 use super::support::{REGION, Story, event, id, request};
@@ -494,7 +494,7 @@ async fn the_mail_about_a_failed_instance() {
 
     CRITICAL failed:
       i-00000000000000002 (web-2): agent-down (code 32, agent OFFICIAL_1.8.1-1_rpm); host says: "no master runs" [command …]
-      Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down.
+      Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
 
     Repeat by hand (leaves agents alone that are fresh by now):
       aws lambda invoke --region us-east-1 --function-name restarter --cli-read-timeout 900 --cli-binary-format raw-in-base64-out --payload '{"application":"my-application","deploymentGroup":"my-deployment-group","deploymentId":"d-EXAMPLEE5","region":"us-east-1"}' answer.json
@@ -803,10 +803,11 @@ async fn the_mail_about_a_fleet_that_another_deployment_keeps_busy() {
     ");
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_advice_for_each_failure() {
+/// What a mail says is to be done about a fleet of that platform in which everything fails that a host can tell of.
+async fn advice(platform: &str) -> String {
     use AgentFault::{
-        AgentUnhealthy, NotRoot, OldAgentSurvived, PreflightFailed, ServiceManagerFailed,
+        AgentUnhealthy, Draining, Hangs, NotRoot, OldAgentSurvived, PreflightFailed,
+        ServiceManagerFailed,
     };
     let faults = [
         NotRoot,
@@ -814,18 +815,26 @@ async fn the_advice_for_each_failure() {
         ServiceManagerFailed,
         OldAgentSurvived,
         AgentUnhealthy,
+        Draining,
+        Hangs,
     ];
-    let story = Story::of(8).setting("MAX_ERRORS", "100%").given(|state| {
-        state.host(&id(8)).agent.fault = Some(AgentFault::Draining);
+    let told = |output: &str, code| Answer {
+        output: Some(output.to_owned()),
+        response_code: Some(code),
+        ..answer("Failed", "Failed").expect("an answer")
+    };
+    let story = Story::of(11).setting("MAX_ERRORS", "100%").given(|state| {
         for (n, fault) in faults.into_iter().enumerate() {
             state.host(&id(n + 1)).agent.fault = Some(fault);
         }
-        state.host(&id(6)).agent.installed = false;
-        state.host(&id(7)).answer = Some(Answer {
-            output: Some("a banner".to_owned()),
-            response_code: Some(1),
-            ..answer("Failed", "Failed").expect("an answer")
-        });
+        state.host(&id(8)).agent.installed = false;
+        state.host(&id(9)).answer = Some(told("a banner", 1));
+        let queued = r#"{"agentRestart":1,"result":"restart-running","code":22,"agentVersion":"","memoryBeforeKiB":0,"memoryAfterKiB":0,"seconds":120,"detail":"queued"}"#;
+        state.host(&id(10)).answer = Some(told(queued, 22));
+        state.host(&id(11)).ssm_agent.fault = Some(SsmAgentFault::NoSpace);
+        for n in 1..=11 {
+            state.host(&id(n)).platform = platform.to_owned();
+        }
     });
     story.run().await;
     let mail = story.body("email");
@@ -833,16 +842,66 @@ async fn the_advice_for_each_failure() {
         .lines()
         .filter(|line| line.starts_with("  Do: "))
         .collect();
-    insta::assert_snapshot!(advice.join("\n"), @"
-    Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent (Windows: Start-Service codedeployagent); journalctl -u codedeploy-agent shows why it went down.
+    advice.join("\n")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_advice_for_each_failure() {
+    insta::assert_snapshot!(advice("Linux").await, @"
+    Do: start the agent now, or the next deployment fails there: sudo systemctl start codedeploy-agent; journalctl -u codedeploy-agent shows why it went down.
     Do: repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it.
+    Do: repeat by hand when it has ended; systemctl list-jobs shows what a queued start waits for.
     Do: let the SSM Agent run commands as root.
     Do: mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was left alone.
     Do: pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the service once.
     Do: mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but CodeDeploy does not hear it, or its poller does not stay.
     Do: install the agent, or take the instance out of the deployment group.
     Do: check that the document is this version's restart document for its platform, and the command's output.
+    Do: systemctl status codedeploy-agent on the instance: it may be down; then repeat by hand.
+    Do: let the SSM Agent there run scripts: free disk space and memory, no noexec on /var; /var/log/amazon/ssm/amazon-ssm-agent.log says what it lacks; then repeat by hand.
     ");
+}
+
+/// Whoever is on call copies what a mail says: nothing of it is Linux's there.
+#[tokio::test(start_paused = true)]
+async fn the_advice_for_each_failure_on_windows() {
+    insta::assert_snapshot!(advice("Windows").await, @r"
+    Do: start the agent now, or the next deployment fails there: Start-Service codedeployagent; the newest log in C:\ProgramData\Amazon\CodeDeploy\log shows why it went down.
+    Do: repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it.
+    Do: repeat by hand when it has ended.
+    Do: let the SSM Agent run as LocalSystem, as it is installed.
+    Do: mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was left alone.
+    Do: when no deployment runs: Stop-Service codedeployagent, end what is left of it (Stop-Process), Start-Service codedeployagent.
+    Do: mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but CodeDeploy does not hear it, or its poller does not stay.
+    Do: install the agent, or take the instance out of the deployment group.
+    Do: check that the document is this version's restart document for its platform, and the command's output.
+    Do: Get-Service codedeployagent on the instance: it may be down; then repeat by hand.
+    Do: let the SSM Agent there run scripts: free disk space and memory, no policy and no security product that forbids PowerShell scripts; C:\ProgramData\Amazon\SSM\Logs\amazon-ssm-agent.log says what it lacks; then repeat by hand.
+    ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_mixed_group_each_platform_has_its_own_advice() {
+    let story = Story::of(3).given(|state| {
+        state.host(&id(2)).platform = "Windows".to_owned();
+        for n in 1..=3 {
+            state.host(&id(n)).agent.fault = Some(AgentFault::AgentDown);
+        }
+    });
+    story.run().await;
+    let mail = story.body("email");
+    let sections = mail
+        .split("\n\n")
+        .filter(|section| section.starts_with("CRITICAL failed"));
+    let sections: Vec<(usize, bool)> = sections
+        .map(|section| {
+            (
+                section.matches("code 32").count(),
+                section.contains("Start-Service"),
+            )
+        })
+        .collect();
+    assert_eq!(sections, [(2, false), (1, true)], "{mail}");
 }
 
 #[tokio::test(start_paused = true)]
