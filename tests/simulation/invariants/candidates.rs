@@ -10,7 +10,7 @@ use super::sends::is_answered;
 use super::subject::{Meant, is_follow_up};
 use super::{Evidence, MOMENT};
 use crate::deliveries::Invocation;
-use crate::fleet::{Scene, TAG};
+use crate::fleet::{PASSING, Scene, TAG};
 use crate::weather::{Change, What};
 
 /// Where an instance stood at which time: Auto Scaling's word and group, EC2's state, and whether SSM lists it.
@@ -27,7 +27,18 @@ pub struct Standing {
 impl Standing {
     /// Whether EC2 says that nothing runs there.
     pub fn is_down(&self) -> bool {
-        ["stopping", "stopped", "shutting-down", "terminated"].contains(&self.state.as_str())
+        self.is_gone() || ["stopping", "stopped"].contains(&self.state.as_str())
+    }
+
+    /// Whether EC2 says that nothing will run there again.
+    pub fn is_gone(&self) -> bool {
+        ["shutting-down", "terminated"].contains(&self.state.as_str())
+    }
+
+    /// Whether Auto Scaling says that it starts or leaves.
+    pub fn is_passing(&self) -> bool {
+        let member = self.member.as_ref();
+        member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
     }
 }
 

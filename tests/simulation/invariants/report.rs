@@ -16,7 +16,6 @@ use super::sends::asks_for_quiet;
 use super::subject::{Meant, Subject, is};
 use super::{ACCOUNTED, CALM, Evidence, NEEDED, TOLD};
 use crate::deliveries::{End, Fate, Invocation};
-use crate::fleet::PASSING;
 
 /// Codes of problems that are about one action of a pipeline: they are no reason for another action's group to be missing.
 const OF_ONE_ACTION: [&str; 2] = ["IncompleteAction", "OtherAccount"];
@@ -148,12 +147,8 @@ impl Evidence<'_> {
                 let standings = || during(standings, invocation.began, invocation.ended);
                 let wrong = match word(entry) {
                     "skipped" => {
-                        let passing = |standing: &Standing| {
-                            let member = standing.member.as_ref();
-                            member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
-                        };
                         let between = fell_between_pages(self.scene, &meant.region, id, calls);
-                        !standings().any(|s| passing(s) || s.is_down() || self.is_left_out(s))
+                        !standings().any(|s| s.is_passing() || s.is_down() || self.is_left_out(s))
                             && !between
                             && !self.is_forgotten(meant, id, invocation)
                             && !self.is_shaky(&meant.region, id, invocation)

@@ -13,7 +13,6 @@ use super::sends::is_answered;
 use super::subject::{Meant, Subject, is};
 use super::{Evidence, NEEDED, TOLD};
 use crate::deliveries::Invocation;
-use crate::fleet::PASSING;
 
 impl Evidence<'_> {
     /// Whether an instance that stands so is to be left alone for want of the tag.
@@ -33,19 +32,25 @@ impl Evidence<'_> {
         if !self.scene.asks_for_tag() {
             return None;
         }
-        let told = |id: &str| {
-            let asked = calls.iter().filter(|asked| {
-                asked.region == meant.region && asked.at < call.at && is_told(asked, id)
-            });
-            let standings = self.standings_of(&meant.region, id);
-            asked
-                .into_iter()
-                .any(|asked| during(standings, asked.at, asked.at).any(|s| s.tagged))
-        };
+        let before = calls.iter().copied().filter(|asked| asked.at < call.at);
+        let told = |id: &str| self.said(meant, id, before.clone()).any(|s| s.tagged);
         let id = ids.iter().find(|id| !told(id))?;
         Some(format!(
             "{id} is sent to, and EC2 has not said that it has the tag"
         ))
+    }
+
+    /// Where an instance stood each time that EC2 was asked about it, or the inventory for the tag, and answered.
+    fn said<'c>(
+        &self,
+        meant: &Meant,
+        id: &str,
+        calls: impl Iterator<Item = &'c Call>,
+    ) -> impl Iterator<Item = &Standing> {
+        let standings = self.standings_of(&meant.region, id);
+        calls
+            .filter(|call| call.region == meant.region && is_told(call, id))
+            .flat_map(|call| during(standings, call.at, call.at))
     }
 
     /// Nobody hears of those without the tag, and of a group in which nobody has it somebody does.
@@ -65,45 +70,38 @@ impl Evidence<'_> {
                 continue;
             };
             let (mut told, mut wrong) = (Vec::new(), Vec::new());
-            // One page of an answer is none.
-            let mut unasked = calls.iter().any(|call| {
+            // Where EC2 could not be asked about all, nothing is sent to any. One page of an answer is none.
+            let withheld = calls.iter().any(|call| {
                 let ec2 = call.operation == "DescribeInstances";
                 ec2 && call.region == meant.region && !is_answered(call)
             });
-            // Where EC2 could not be asked about all, nothing is sent to any.
-            let withheld = unasked;
+            // Whether one that is passed over may be the one that has it.
+            let mut open = withheld;
             for (target, entry) in &found.instances {
                 // A name, which may look like an id, is nobody's.
                 let Some(id) = target.instance().map(InstanceId::as_str) else {
                     continue;
                 };
                 let standings = self.standings_of(&meant.region, id);
-                let standings = || during(standings, invocation.began, invocation.ended);
-                let passing = |standing: &Standing| {
-                    let member = standing.member.as_ref();
-                    member.is_some_and(|(state, _)| PASSING.contains(&state.as_str()))
-                };
+                let mut standings = during(standings, invocation.began, invocation.ended);
+                let passing = standings.any(Standing::is_passing);
+                let answered = calls.iter().copied().filter(|call| is_answered(call));
+                let said: Vec<&Standing> = self.said(meant, id, answered).collect();
+                let tagged = said.iter().any(|standing| standing.tagged);
                 let forgotten =
                     host(&self.scene.state, &meant.region, id).is_none_or(|host| host.forgotten);
-                let asked = calls.iter().any(|call| {
-                    call.region == meant.region && is_told(call, id) && is_answered(call)
-                });
-                unasked |= !asked && !standings().any(passing);
-                if forgotten || !asked || self.is_shaky(&meant.region, id, invocation) {
-                    // It may be the one that has it.
-                    unasked |= standings().any(|standing| standing.tagged);
-                    continue;
-                }
-                if !withheld && standings().all(|s| !s.tagged) && word(entry) != "skipped" {
-                    wrong.push(format!("{who}: {id} has no tag and is {}", word(entry)));
-                }
-                let gone =
-                    |s: &Standing| ["shutting-down", "terminated"].contains(&s.state.as_str());
-                if !standings().any(|s| passing(s) || gone(s)) {
-                    told.push((standings().any(|s| s.tagged), standings().all(|s| s.tagged)));
+                if said.is_empty() {
+                    open |= !passing;
+                } else if forgotten || self.is_shaky(&meant.region, id, invocation) {
+                    open |= tagged;
                 } else {
-                    // It may have had it when EC2 was asked.
-                    unasked |= standings().any(|standing| standing.tagged);
+                    if !withheld && !tagged && word(entry) != "skipped" {
+                        wrong.push(format!("{who}: {id} has no tag and is {}", word(entry)));
+                    }
+                    match passing || said.iter().any(|standing| standing.is_gone()) {
+                        true => open |= tagged,
+                        false => told.push((tagged, said.iter().all(|s| s.tagged))),
+                    }
                 }
             }
             let problem = |problem: &Problem| problem.code == Code::NobodyTagged;
@@ -117,7 +115,7 @@ impl Evidence<'_> {
                     format!("{who}: somebody of {} has the tag", meant.name),
                 );
             }
-            if !problem && !unasked && !told.is_empty() && told.iter().all(|(ever, _)| !ever) {
+            if !problem && !open && !told.is_empty() && told.iter().all(|(ever, _)| !ever) {
                 let what = format!(
                     "{who}: nobody of {} has the tag, and nobody says so",
                     meant.name
