@@ -365,22 +365,27 @@ async fn find_fleet(
 /// Nobody gets the answer to an event, so the log holds it all: a dry run's plan, those that nothing was sent to (the
 /// others have their lines already), and every problem.
 fn log(report: &Report) {
-    for (target, entry) in report.groups.iter().flat_map(|group| &group.instances) {
-        let (decision, reason) = (entry.decision.word(), entry.decision.reason());
-        match (&entry.decision, report.dry_run) {
-            (_, true) => tracing::info!(
-                instance.id = %target,
-                decision,
-                reason,
-                "dry run: {target}: {decision}: {reason}"
-            ),
-            (Decision::Leave(..), false) => tracing::info!(
-                instance.id = %target,
-                outcome = decision,
-                detail = reason,
-                "{target}: {decision}"
-            ),
-            (Decision::Restart(..) | Decision::AskAgain(_), false) => {}
+    for group in &report.groups {
+        let name = &group.name;
+        for (target, entry) in &group.instances {
+            let (decision, reason) = (entry.decision.word(), entry.decision.reason());
+            match (&entry.decision, report.dry_run) {
+                (_, true) => tracing::info!(
+                    deployment.group = %name,
+                    instance.id = %target,
+                    decision,
+                    reason,
+                    "dry run: {name}: {target}: {decision}: {reason}"
+                ),
+                (Decision::Leave(..), false) => tracing::info!(
+                    deployment.group = %name,
+                    instance.id = %target,
+                    outcome = decision,
+                    detail = reason,
+                    "{target}: {decision}"
+                ),
+                (Decision::Restart(..) | Decision::AskAgain(_), false) => {}
+            }
         }
     }
     for problem in report.problems() {

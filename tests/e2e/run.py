@@ -313,7 +313,7 @@ def story_dry_run(stage):
     expect("Pending:Wait" in group["plan"][-1]["reason"], f"reason {group['plan'][-1]['reason']!r}")
     log = stage.function.log.read_text()
     for step in group["plan"]:
-        line = f"dry run: {step['instanceId']}: {step['decision']}: {step['reason']}"
+        line = f"dry run: {group['application']}/{group['deploymentGroup']}: {step['instanceId']}: {step['decision']}: {step['reason']}"
         expect(line in log, f"the log does not say {line!r}")
     fleet = [*HEALTHY, CRASHING, LOST, STARTING]
     expect_equal("agents", [host(after, instance)["agent"] for instance in fleet], [host(before, instance)["agent"] for instance in fleet])
