@@ -66,6 +66,17 @@ async fn the_table_of_the_demo_is_the_state_of_the_world() {
     }
 }
 
+/// Who has no Rust sees there what they would get.
+#[tokio::test(start_paused = true)]
+async fn the_message_in_the_readme_is_the_demo_s() {
+    let played = play(Stage::set(event(), &Cast::default())).await;
+    let messages = played.stage.world.messages();
+    let bodies: Value = serde_json::from_str(&messages[0].message).expect("JSON");
+    let mail = bodies["email"].as_str().expect("a mail").trim_end();
+    let shown = include_str!("../README.md").contains(&format!("```text\n{mail}\n```"));
+    assert!(shown, "README.md shows another message than\n{mail}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_table_of_the_bad_day_is_the_state_of_the_world_and_all_of_it_happens() {
     for seed in 1..=5 {
