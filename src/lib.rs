@@ -24,6 +24,7 @@
 //! | below all of it | |
 //! |---|---|
 //! | [`document`] | The contract with the scripts on the hosts: parameters, the line they print, and of each exit code which outcome it makes, how bad that is, and whether it counts as a failure that stops the sending. |
+//! | [`ssm_agent`] | What the SSM Agent says where it could not run the script. |
 //! | [`settings`] | What operators set. |
 //! | [`aws`], [`paging`], [`pace`] | The clients, their retries and time limits; answers in pages; the rate of Systems Manager's calls. |
 //! | [`clock`], [`ids`], [`text`] | Time as a parameter; names that were checked; words, and text that others wrote. |
@@ -80,6 +81,7 @@ pub mod quiet;
 pub mod report;
 pub mod restart;
 pub mod settings;
+pub mod ssm_agent;
 pub mod text;
 pub mod trigger;
 pub mod window;

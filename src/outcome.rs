@@ -6,6 +6,7 @@ use aws_sdk_ssm::types::{CommandInvocation, CommandInvocationStatus, CommandPlug
 use crate::document::{self, Line, Memory, Verdict};
 use crate::kind::{Kind, Severity};
 use crate::problem::CallError;
+use crate::ssm_agent;
 use crate::text::{host_says, quoted};
 
 /// Characters of raw text that are shown when an answer is not the document's.
@@ -13,9 +14,6 @@ const MAX_RAW: usize = 300;
 /// Systems Manager's response code for a script that a signal ended: somebody ended its process group. A line that stands
 /// there was its last act all the same.
 const ENDED_BY_SIGNAL: i32 = -1;
-/// What stands before the standard error of a step
-/// (<https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/iohandler/iohandler.go>).
-const ERROR_PART: &str = "----------ERROR-------";
 
 /// Why an instance has its outcome. It decides the outcome's kind, how bad that is, whether it brakes the
 /// others, and what people are to do.
@@ -339,7 +337,8 @@ fn of_document(first: &CommandPlugin, invocation: &CommandInvocation) -> Outcome
         },
         None => {
             let failed = invocation.status() == Some(&CommandInvocationStatus::Failed);
-            let own = || speaking(invocation).find_map(could_not_run);
+            let own = |plugin| ssm_agent::could_not_run(output_of(plugin), plugin.response_code());
+            let own = || speaking(invocation).find_map(own);
             if let Some(text) = failed.then(own).flatten() {
                 let what = "the SSM Agent could not run the script, or lost sight of it";
                 let detail = format!("{what}; {}", host_says(text, MAX_RAW));
@@ -356,75 +355,6 @@ fn of_document(first: &CommandPlugin, invocation: &CommandInvocation) -> Outcome
         Cause::NoProof,
         format!("{misfit}; {}", host_says(raw, MAX_RAW)),
     )
-}
-
-/// The SSM Agent's own text, if it is all that there is, and says that the agent could not run the script or lost sight
-/// of it. Known narrowly: whatever a script prints, a hook's words included, is not taken for it.
-fn could_not_run(plugin: &CommandPlugin) -> Option<&str> {
-    let output = output_of(plugin).trim();
-    let text = output.strip_prefix(ERROR_PART).unwrap_or(output).trim();
-    let one_line = || Some(text).filter(|text| !text.contains('\n'));
-    let begins_and_ends = |begin: &str, end: &str| {
-        let line = one_line()?;
-        (line.starts_with(begin) && line.ends_with(end)).then_some(line)
-    };
-    shell_error(plugin.response_code(), output)
-        .or_else(|| powershell_error(output))
-        // No memory or no process left for the shell, or a policy that forbids it
-        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/executers/executers.go; Go's `os/exec`).
-        .or_else(|| begins_and_ends("failed to run commands: fork/exec ", ""))
-        // The worker that runs the script died, or the machine was booted anew
-        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/outofproc/outofproc.go).
-        .or_else(|| begins_and_ends("document process failed unexpectedly: ", ""))
-        // An installation that lacks what runs scripts
-        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/runpluginutil/runpluginutil.go).
-        .or_else(|| {
-            let line = begins_and_ends("Plugin with name ", "")?;
-            line.contains(" not found. Step name: ").then_some(line)
-        })
-        // A full disk, before the script or while its output is kept
-        // (https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/plugins/runscript/runscript.go).
-        .or_else(|| {
-            let full = [
-                ": no space left on device",
-                ": There is not enough space on the disk.",
-            ];
-            let told = ["failed to run commands: ", "failed to create script file. "];
-            told.into_iter()
-                .flat_map(|begin| full.map(|end| (begin, end)))
-                .find_map(|(begin, end)| begins_and_ends(begin, end))
-        })
-        .or_else(|| begins_and_ends("failed to create orchestrationDir directory, ", ""))
-}
-
-/// Exit codes of a shell that cannot run the file it is given, and then its own line about that file (`noexec` on `/var`,
-/// a file that was cleared away): nothing on standard output, and an error in the shell's name, not the script's
-/// (<https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html#tag_19_08_02>).
-fn shell_error(code: i32, output: &str) -> Option<&str> {
-    let error = output.strip_prefix(ERROR_PART)?.trim();
-    let about_the_file = |line: &str| {
-        line.starts_with("sh: ")
-            && line.contains("/document/orchestration/")
-            && line.contains("/_script.sh: ")
-    };
-    let found = matches!(code, 126 | 127) && error.lines().any(about_the_file);
-    found.then_some(error)
-}
-
-/// What PowerShell says, in whichever language, of a script file that a policy or an antivirus product does not let it
-/// load: nothing on standard output, and the error's id, which is never translated
-/// (<https://learn.microsoft.com/powershell/module/microsoft.powershell.core/about/about_execution_policies>,
-/// <https://github.com/winsw/winsw/issues/931>).
-fn powershell_error(output: &str) -> Option<&str> {
-    const ID: &str = "+ FullyQualifiedErrorId : ";
-    const IDS: [&str; 2] = ["UnauthorizedAccess", "ScriptContainedMaliciousContent"];
-    let error = output.strip_prefix(ERROR_PART)?.trim();
-    let id = error
-        .lines()
-        .find_map(|line| line.trim().strip_prefix(ID))?;
-    // Lines end where the console did, in mid-path too.
-    let unbroken: String = error.split_whitespace().collect();
-    (IDS.contains(&id) && unbroken.contains(r"\_script.ps1")).then_some(error)
 }
 
 /// The line, if Systems Manager saw the same end.

@@ -994,32 +994,29 @@ fn exit_status(code: i64) -> String {
 
 /// What the SSM Agent says of a script that it could not run, with the response code.
 fn not_run(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
-    let shell = |number: u32, what: &str, code: i64| {
-        let Start {
-            instance, command, ..
-        } = start;
+    let Start {
+        instance, command, ..
+    } = start;
+    let folder = format!("/var/lib/amazon/ssm/{instance}");
+    let shell = |what: &str, code: i64| {
         let error = format!(
-            "sh: {number}: {what}/var/lib/amazon/ssm/{instance}/document/orchestration/{command}/linux/_script.sh: {}\n{}",
-            if code == 126 {
-                "Permission denied"
-            } else {
-                "not found"
-            },
+            "sh: 1: {folder}/document/orchestration/{command}/linux/_script.sh: {what}\n{}",
             exit_status(code)
         );
         (code, joined(b"", error.as_bytes()))
     };
     match fault {
-        SsmAgentFault::NoExec => Some(shell(0, "cannot open ", 126)),
-        SsmAgentFault::ScriptGone => Some(shell(1, "", 127)),
+        SsmAgentFault::NoExec => Some(shell("Permission denied", 126)),
+        SsmAgentFault::ScriptGone => Some(shell("not found", 127)),
+        // The document is handed to the worker through a file.
         SsmAgentFault::NoSpace => {
-            let error =
-                "failed to run commands: failed to write output file: no space left on device";
-            Some((1, error.to_owned()))
+            let file = format!("{folder}/channels/{command}/tmp/master-20260217091405-000");
+            let why = format!("write {file}: no space left on device");
+            Some((1, worker_lost(&why)))
         }
         SsmAgentFault::NoShell => {
             let error = "failed to run commands: fork/exec /usr/bin/sh: cannot allocate memory";
-            Some((1, error.to_owned()))
+            Some((1, joined(b"", error.as_bytes())))
         }
         SsmAgentFault::NoPlugin => {
             let error = "Plugin with name aws:runShellScript not found. Step name: linux";
@@ -1034,7 +1031,7 @@ fn not_run(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
     }
 }
 
-/// The same on Windows, where PowerShell ends its lines where the console did (80 characters), in mid-path too.
+/// The same on Windows, where PowerShell ends its lines where the console did (79 characters), in mid-path too.
 fn not_run_on_windows(fault: SsmAgentFault, start: &Start) -> Option<(i64, String)> {
     let Start {
         instance, command, ..
@@ -1044,7 +1041,7 @@ fn not_run_on_windows(fault: SsmAgentFault, start: &Start) -> Option<(i64, Strin
     );
     let powershell = |said: &str, category: &str, id: &str| {
         let said: Vec<char> = said.chars().collect();
-        let said: Vec<String> = said.chunks(80).map(String::from_iter).collect();
+        let said: Vec<String> = said.chunks(79).map(String::from_iter).collect();
         let error = format!(
             "{}\r\n    + CategoryInfo          : {category}: (:) [], ParentContainsErrorRecordException\r\n    + \
              FullyQualifiedErrorId : {id}\r\n \r\n{}",
@@ -1069,12 +1066,14 @@ fn not_run_on_windows(fault: SsmAgentFault, start: &Start) -> Option<(i64, Strin
             "ParserError",
             "ScriptContainedMaliciousContent",
         ),
-        SsmAgentFault::NoSpace => format!(
-            "failed to create script file. write {file}: There is not enough space on the disk."
-        ),
+        SsmAgentFault::NoSpace => {
+            let why = format!("write {file}: There is not enough space on the disk.");
+            let error = format!("failed to create script file. couldn't write into file - {why}");
+            joined(b"", error.as_bytes())
+        }
         SsmAgentFault::NoShell => {
-            r"failed to run commands: fork/exec C:\Windows\System32\WindowsPowerShell\v1.0\powershell.exe: This program is blocked by group policy. For more information, contact your system administrator."
-                .to_owned()
+            let error = r"failed to run commands: fork/exec C:\Windows\System32\WindowsPowerShell\v1.0\powershell.exe: This program is blocked by group policy. For more information, contact your system administrator.";
+            joined(b"", error.as_bytes())
         }
         SsmAgentFault::NoPlugin => {
             "Plugin with name aws:runPowerShellScript not found. Step name: windows".to_owned()

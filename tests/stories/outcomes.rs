@@ -236,6 +236,69 @@ async fn what_an_ssm_agent_could_not_run_is_undelivered_and_stops_nobody() {
     }
 }
 
+/// What the simulated ones do not say; some of it once in years.
+#[tokio::test(start_paused = true)]
+async fn whatever_the_ssm_agent_says_of_a_script_that_was_not_started_is_its_own() {
+    let error = "\n----------ERROR-------\n";
+    let script =
+        r"C:\ProgramData\Amazon\SSM\InstanceData\i-1\document\orchestration\x\windows\_script.ps1";
+    for (code, output) in [
+        // As people reported it.
+        (
+            1,
+            "failed to run commands: failed to write output file: no space left on device"
+                .to_owned(),
+        ),
+        (
+            1,
+            format!("{error}failed to create orchestrationDir directory, /var/lib/amazon/ssm/i-1"),
+        ),
+        (
+            1,
+            format!(
+                "{error}failed to create script file. couldn't write into file - open {script}: Access is denied."
+            ),
+        ),
+        (
+            1,
+            format!(
+                "{error}failed to run commands: exec: \"sh\": executable file not found in $PATH"
+            ),
+        ),
+        (
+            1,
+            format!("{error}failed to run commands: pipe2: too many open files"),
+        ),
+        // A policy allows the file, and no method in it.
+        (
+            1,
+            format!(
+                "{error}Cannot invoke method. Method invocation is supported only on core types in this language mode.\r\n\
+                 At {script}:36 char:3\r\n+   [System.Diagnostics.Stopwatch]::GetTimestamp()\r\n    + CategoryInfo          : \
+                 InvalidOperation: (:) [], RuntimeException\r\n    + FullyQualifiedErrorId : \
+                 MethodInvocationNotSupportedInConstrainedLanguag\r\n   e\r\n \r\nfailed to run commands: exit status 1"
+            ),
+        ),
+        // Its banner is on standard output.
+        (
+            -196_608,
+            format!(
+                "Windows PowerShell\r\nCopyright (C) Microsoft Corporation. All rights reserved.\r\n{error}The argument \
+                 '{script}' to the -File parameter does not exist.\r\nfailed to run commands: exit status 0xfffd0000"
+            ),
+        ),
+        (
+            -65_536,
+            format!(
+                "{error}I\0n\0t\0e\0r\0n\0a\0l\0failed to run commands: exit status 0xffff0000"
+            ),
+        ),
+    ] {
+        let (_, told) = answered("Failed", "Failed", Some(&output), code).await;
+        assert_eq!(told.counts(), &json!({"undelivered": 1}), "{output}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_other_text_is_taken_for_the_ssm_agent_s_own() {
     let file = "/var/lib/amazon/ssm/i-1/document/orchestration/x/linux/_script.sh";
@@ -286,6 +349,22 @@ async fn no_other_text_is_taken_for_the_ssm_agent_s_own() {
             "Success",
             0,
             "document process failed unexpectedly: x".to_owned(),
+        ),
+        // The script had ended, as what it says, before its worker was lost.
+        (
+            "Failed",
+            32,
+            "document process failed unexpectedly: x".to_owned(),
+        ),
+        (
+            "Failed",
+            1,
+            format!("{error}failed to run commands: signal: killed"),
+        ),
+        (
+            "Failed",
+            1,
+            format!("{error}failed to run commands: exit status 1"),
         ),
         ("Failed", 1, "Plugin with name x was not found".to_owned()),
         (
