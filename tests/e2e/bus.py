@@ -25,6 +25,7 @@ import concurrent.futures
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -56,9 +57,9 @@ STACK = "codedeploy-agent-restarter"
 
 # Cases at the same time: what takes processors is `sam deploy`.
 AT_ONCE = 4
-# Seconds until the emulator answers, for one command of SAM, and for one call of the emulator.
+# Seconds until the emulator answers, for one command of SAM or of AWS's command line, and for one call of the emulator.
 START_LIMIT = 60
-SAM_LIMIT = 120
+COMMAND_LIMIT = 120
 CALL_LIMIT = 60
 # Seconds in which an event that starts the function shows itself. The emulator starts it before it answers to PutEvents, and the function calls or ends within one.
 QUIET = 10
@@ -119,6 +120,8 @@ FIRST_EDITION = {
     "ScheduleDeploymentGroup": "my-deployment-group",
 }
 GONE = ["Schedule"]
+# What the README's command without Rust gives besides the code.
+ALERT_EMAIL = "AlertEmail=you@example.com"
 # What a newcomer answers to the questions of `sam deploy --guided` about these parameters; to the others, nothing, which takes the default.
 ANSWERS = {"Architecture": "x86_64", "AlertEmail": "somebody@example.com"}
 
@@ -363,7 +366,7 @@ CASES = [
         more=[check_every_option],
     ),
     Case("one pipeline, and a topic of one's own", PIPELINE[:1], ["another-pipeline", *NEVER, *DEPLOYMENT], parameters=ONE_PIPELINE),
-    Case("a release's files, without SAM", PIPELINE[:1], ["pipeline-started"], released=True, parameters=ANSWERS),
+    Case("a release's files, without SAM", PIPELINE[:1], ["pipeline-started"], released=True),
     Case("a stack of the first edition, updated", PIPELINE[:1], released=True, upgraded=True, parameters=FIRST_EDITION),
     Case("control: the rule is disabled", PIPELINE[:1], spoil=disable_the_rule, found=["pipeline-succeeded started nothing", NO_RESTART]),
     Case("control: a typo in the rule's pattern", PIPELINE[:1], plant=mistype_the_state, found=["pipeline-succeeded started nothing", NO_RESTART]),
@@ -479,41 +482,43 @@ class Bus(killed.Stage):
         self.outputs = {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
 
     def deploy_released(self):
-        """What docs/deploy.md says without Rust: zip and template in a bucket, and the stack of these; or the first edition's stack, and then the update."""
-        s3 = self.client("s3")
-        s3.create_bucket(Bucket=BUCKET)
-        s3.put_object(Bucket=BUCKET, Key=ZIP, Body=(RELEASE / ZIP).read_bytes())
-        parameters = {"Architecture": "x86_64", **self.case.parameters}
+        """What the README says without Rust, to the letter but for the bucket's name and the processor; or the first edition's stack, and then docs/deploy.md's upgrade of it."""
+        folder = self.logs / "release"
+        folder.mkdir()
+        shutil.copy(RELEASE / ZIP, folder)
+        bus_template.write(bus_template.adapted(source.read((RELEASE / "restarter.yaml").read_text())), folder / "restarter.yaml")
+        self.client("s3").create_bucket(Bucket=BUCKET)
+        [commands] = re.findall(r"^```sh\n(aws s3 cp .*?)\n```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+        commands = commands.replace("BUCKET", BUCKET).replace("arm64", "x86_64")
         before = {}
         if self.case.upgraded:
             first = bus_template.adapted(json.loads((ROOT / "tests/template/first-edition.json").read_text()))
             first["Resources"]["RestartFunction"]["Properties"]["Code"] = {"S3Bucket": BUCKET, "S3Key": ZIP}
-            self.made("create_stack", "first-edition.json", first, parameters)
+            bus_template.write(first, folder / "first-edition.yaml")
+            upload, deploy = commands.split("\n", 1)
+            deploy, _ = deploy.replace("restarter.yaml", "first-edition.yaml").split("--parameter-overrides")
+            parameters = {"Architecture": "x86_64", **self.case.parameters}
+            self.typed("first", folder, f"{upload}\n{deploy} --parameter-overrides {shlex.join(f'{key}={value}' for key, value in parameters.items())}")
             before = self.resources()
-        template = bus_template.adapted(source.read((RELEASE / "restarter.yaml").read_text()))
-        parameters |= {"CodeBucket": BUCKET, "CodeKey": ZIP}
-        self.made("update_stack" if before else "create_stack", "restarter.json", template, parameters)
+            # The other parameters stay.
+            commands = commands.replace(f" {ALERT_EMAIL}", "")
+        else:
+            commands += " Architecture=x86_64"
+        self.typed("released", folder, commands)
         after = self.resources()
         expect_equal("resources that went", sorted(set(before) - set(after)), GONE if before else [])
         expect_equal("resources that were replaced", [name for name, there in before.items() if after.get(name, there) != there], [])
+        [stack] = self.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+        told = {each["ParameterKey"]: each["ParameterValue"] for each in stack["Parameters"]}
+        wanted = {"Architecture": "x86_64", "CodeBucket": BUCKET, "CodeKey": ZIP, **(self.case.parameters or dict([ALERT_EMAIL.split("=")]))}
+        expect_equal("parameters", {key: told[key] for key in wanted}, wanted)
         self.deployed = [f"updated: {len(before) - len(GONE)} resources as they were, {len(after) - len(before) + len(GONE)} new" if before else f"of {ZIP}"]
 
-    def made(self, operation, name, template, parameters):
-        """Has CloudFormation make or update the stack of a template in the bucket."""
-        self.client("s3").put_object(Bucket=BUCKET, Key=name, Body=json.dumps(template).encode())
-        cloudformation = self.client("cloudformation")
-        getattr(cloudformation, operation)(
-            StackName=STACK,
-            TemplateURL=f"{self.endpoint}/{BUCKET}/{name}",
-            Capabilities=["CAPABILITY_IAM"],
-            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-        )
-
-        def state():
-            return cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"]
-
-        wait_until(f"the end of {operation}", START_LIMIT, lambda: not state().endswith("_IN_PROGRESS"))
-        expect_equal(f"state of the stack after {operation} of {name}", state(), f"{operation.split('_')[0].upper()}_COMPLETE")
+    def typed(self, name, folder, commands):
+        """Commands of the AWS command line that somebody without Rust types, in a folder; all must succeed."""
+        path = f"{ROOT / '.venv/conformance/bin'}:/usr/bin:/bin"
+        environment = run.clean_environment(AWS_ENDPOINT_URL=self.endpoint, PATH=path, HOME=str(folder), **OFFLINE)
+        self.over(f"aws-{name}", ["bash", "-ec", f"! type cargo rustc; cd {shlex.quote(str(folder))}\n{commands}"], environment)
 
     def resources(self):
         """The stack's resources, each by its logical name with its physical one."""
@@ -562,12 +567,16 @@ class Bus(killed.Stage):
         # A process that is started here has nothing to read; the shell gives it the answers.
         answered = self.logs / f"sam-{name}.answers"
         answered.write_text("".join(f"{answer}\n" for answer in answers))
-        command = self.processes.start(f"sam-{name}", ["sh", "-c", 'exec sam "$@" <"$0"', str(answered), *arguments], environment, self.logs)
+        return self.over(f"sam-{name}", ["sh", "-c", 'exec sam "$@" <"$0"', str(answered), *arguments], environment)
+
+    def over(self, name, arguments, environment):
+        """Waits for the end of a command, which must be a good one; what it said."""
+        command = self.processes.start(name, arguments, environment, self.logs)
         try:
-            code = command.child.wait(SAM_LIMIT)
+            code = command.child.wait(COMMAND_LIMIT)
         except subprocess.TimeoutExpired as late:
-            raise Failure(f"sam {name}: not over within {SAM_LIMIT} s") from late
-        expect(code == 0, f"sam {name} ended with {code}")
+            raise Failure(f"{name}: not over within {COMMAND_LIMIT} s") from late
+        expect(code == 0, f"{name} ended with {code}")
         return command.log.read_text()
 
     def subscribe(self):
