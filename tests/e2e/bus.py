@@ -9,8 +9,8 @@ The emulator (ministack; tests/e2e/requirements.txt) is event bus, Lambda, topic
 Systems Manager are our own simulated AWS. Events of events/ are put on the bus, and only the queue that subscribes to the stack's topic tells what became of
 them; nothing is invoked directly but a dry run and a malformed request at the end of the first case. Each case has an emulator, hosts and a stack of its own:
 what `sam deploy --config-env emulator` makes of the template less what bus_template.py lists, then what a second one with other parameters makes of that.
-One stack begins with the README's `sam deploy --guided` instead, all of whose questions are expected and answered. Two are made of the release's restarter.yaml, from
-a bucket: one new, and one that was a stack of the first edition (tests/template/first-edition.json) before. The last cases are controls: there something is wrong on
+One stack begins with the README's `sam deploy --guided` instead, all of whose questions are expected and answered. Two are made of a release's files by the
+README's commands without Rust: one new, and one that was a stack of the first edition (tests/template/first-edition.json) before. The last cases are controls: there something is wrong on
 purpose, and the same checks must find it.
 
 What the emulator lets pass and AWS would not is read from the deployed stack instead: whether the rule may invoke the function, and may put what it cannot deliver
