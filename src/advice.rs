@@ -24,8 +24,7 @@ impl Row<'_> {
 fn on_outcome(cause: Cause, platform: Option<Platform>) -> &'static str {
     let windows = platform == Some(Platform::Windows);
     match cause {
-        Cause::Reported(verdict) if windows => on_verdict_of_windows(verdict),
-        Cause::Reported(verdict) => on_verdict(verdict),
+        Cause::Reported(verdict) => on_verdict(verdict, windows),
         Cause::NoProof => {
             "check that the document is this version's restart document for its platform, and the command's output"
         }
@@ -76,7 +75,7 @@ fn on_outcome(cause: Cause, platform: Option<Platform>) -> &'static str {
     }
 }
 
-fn on_verdict(verdict: Verdict) -> &'static str {
+fn on_verdict(verdict: Verdict, windows: bool) -> &'static str {
     match verdict {
         Verdict::Restarted
         | Verdict::Started
@@ -85,21 +84,35 @@ fn on_verdict(verdict: Verdict) -> &'static str {
         Verdict::NotInstalled => {
             "install the agent, or take the instance out of the deployment group"
         }
+        Verdict::NotRoot if windows => "let the SSM Agent run as LocalSystem, as it is installed",
         Verdict::NotRoot => "let the SSM Agent run commands as root",
+        Verdict::PreflightFailed if windows => {
+            "mend what the host says (program, configuration, service, disk, memory), then repeat by hand; what runs there \
+             was left alone"
+        }
         Verdict::PreflightFailed => {
             "mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was \
              left alone"
         }
         Verdict::Busy | Verdict::UpdateRunning => "repeat by hand when what runs there has ended",
+        Verdict::RestartRunning if windows => "repeat by hand when it has ended",
         Verdict::RestartRunning => {
             "repeat by hand when it has ended; systemctl list-jobs shows what a queued start waits for"
         }
         Verdict::Draining => {
             "repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it"
         }
+        Verdict::ServiceManagerFailed | Verdict::AgentDown if windows => {
+            "start the agent now, or the next deployment fails there: Start-Service codedeployagent; the newest log in \
+             C:\\ProgramData\\Amazon\\CodeDeploy\\log shows why it went down"
+        }
         Verdict::ServiceManagerFailed | Verdict::AgentDown => {
             "start the agent now, or the next deployment fails there: sudo systemctl start \
              codedeploy-agent; journalctl -u codedeploy-agent shows why it went down"
+        }
+        Verdict::OldAgentSurvived if windows => {
+            "when no deployment runs: Stop-Service codedeployagent, end what is left of it (Stop-Process), \
+             Start-Service codedeployagent"
         }
         Verdict::OldAgentSurvived => {
             "pgrep -af codedeploy-agent shows the old agent: when no deployment runs, stop it and start the \
@@ -109,23 +122,6 @@ fn on_verdict(verdict: Verdict) -> &'static str {
             "mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but \
              CodeDeploy does not hear it, or its poller does not stay"
         }
-    }
-}
-
-/// Where Windows needs other words; the others are the same.
-fn on_verdict_of_windows(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::NotRoot => "let the SSM Agent run as LocalSystem, as it is installed",
-        Verdict::RestartRunning => "repeat by hand when it has ended",
-        Verdict::ServiceManagerFailed | Verdict::AgentDown => {
-            "start the agent now, or the next deployment fails there: Start-Service codedeployagent; the newest log in \
-             C:\\ProgramData\\Amazon\\CodeDeploy\\log shows why it went down"
-        }
-        Verdict::OldAgentSurvived => {
-            "when no deployment runs: Stop-Service codedeployagent, end what is left of it (Stop-Process), \
-             Start-Service codedeployagent"
-        }
-        other => on_verdict(other),
     }
 }
 

@@ -1,12 +1,12 @@
-//! What the SSM Agent itself says where it could not run the script, or lost sight of it: the texts, to the letter, of
-//! <https://github.com/aws/amazon-ssm-agent>. Known narrowly: whatever a script prints, a hook's words included, is not
-//! taken for it.
+//! What the SSM Agent, the shell or PowerShell says where a document's script could not be run, or was lost sight of. Known
+//! narrowly: whatever a script prints, a hook's words included, is not taken for it.
 
-/// What stands before the standard error of a step, and begins its output where it printed nothing else
-/// (`agent/framework/processor/executer/iohandler`).
+/// What stands before the standard error of a step, and begins its output where it printed nothing else:
+/// <https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/iohandler/iohandler.go>
 const ERROR_PART: &str = "----------ERROR-------";
-/// Begins of the agent's own line after which no script was started, whatever the reason that follows
-/// (`agent/plugins/runscript`, `agent/executers`; Go's `os/exec`, of which what comes after a start begins otherwise).
+/// How the agent's own line begins after which no script was started, whatever reason follows. What Go's `os/exec` says
+/// of one that was started begins otherwise. <https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/plugins/runscript/runscript.go>,
+/// <https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/executers/executers.go>
 const NOT_STARTED: [&str; 7] = [
     "failed to create orchestrationDir directory, ",
     "failed to create script file. ",
@@ -17,12 +17,14 @@ const NOT_STARTED: [&str; 7] = [
     "failed to run commands: open NUL: ",
     "failed to run commands: pipe",
 ];
-/// The agent's worker died, could not be handed the script (a full disk), or the machine was booted anew
-/// (`agent/framework/processor/executer/outofproc`). The script may run on.
+/// The agent's worker died, could not be handed the script (a full disk), or the machine was booted anew. The script may
+/// run on. <https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/processor/executer/outofproc/master.go>
 const LOST: &str = "document process failed unexpectedly: ";
-/// A full disk, as people have reported it.
+/// A full disk, as people have reported it; the agent's newer versions do not say it. It may be the output that found no
+/// room.
 const NO_SPACE: (&str, &str) = ("failed to run commands: ", ": no space left on device");
-/// An installation that lacks what runs scripts (`agent/framework/runpluginutil`).
+/// An installation that lacks what runs scripts:
+/// <https://github.com/aws/amazon-ssm-agent/blob/mainline/agent/framework/runpluginutil/runpluginutil.go>
 const NO_PLUGIN: (&str, &str) = ("Plugin with name ", " not found. Step name: ");
 
 /// The text of a step's output, if it is all the SSM Agent's own and says so. `code` is the step's response code.
@@ -65,10 +67,11 @@ fn powershell(error: &str) -> bool {
     ];
     // Its lines end where the console did, in mid-word too.
     let unbroken: String = error.split_whitespace().collect();
-    let mut parts = unbroken.split("+FullyQualifiedErrorId:");
-    let (message, id) = (parts.next().unwrap_or_default(), parts.next());
-    let id = id.and_then(|id| id.split("failedtoruncommands:").next());
-    message.contains(r"\_script.ps1") && id.is_some_and(|id| IDS.contains(&id))
+    let told = unbroken.split_once("+FullyQualifiedErrorId:");
+    told.is_some_and(|(message, rest)| {
+        let id = rest.split("failedtoruncommands:").next();
+        message.contains(r"\_script.ps1") && id.is_some_and(|id| IDS.contains(&id))
+    })
 }
 
 /// PowerShell that did not come up (for want of memory), or did not find the file: by exit codes that it has for its start

@@ -459,7 +459,10 @@ impl Runs {
         let (platform, agent) = (host.platform.clone(), host.agent.clone());
         run.began = now;
         if run.start.document != DocumentKind::Foreign {
-            run.fault = host.ssm_agent.fault.take_if(|fault| fault.is_of(&platform));
+            run.fault = host
+                .ssm_agent
+                .fault
+                .take_if(|fault| fault.happens_on(&platform));
         }
         let not_run = |fault| match run.start.document {
             DocumentKind::RestartWindowsAgent => not_run_on_windows(fault, &run.start),

@@ -593,7 +593,8 @@ pub enum SsmAgentFault {
 
 impl SsmAgentFault {
     /// Whether it can happen there: what a signal does has no likeness on Windows.
-    pub(crate) fn is_of(self, platform: &str) -> bool {
+    #[must_use]
+    pub fn happens_on(self, platform: &str) -> bool {
         platform != "Windows"
             || !matches!(
                 self,

@@ -1208,10 +1208,7 @@ fn affliction(rng: &mut Rng, host: &mut Host, completed: f64) -> &'static str {
             agent.fault = Some(fault);
             name
         }
-        28..=42 => {
-            host.platform = "Linux".to_owned();
-            ssm_affliction(rng, host)
-        }
+        28..=42 => ssm_affliction(rng, host),
         _ => {
             let (name, answer) = pick(rng, &verbatim()).clone();
             host.answer = Some(answer);
@@ -1246,7 +1243,9 @@ fn ssm_affliction(rng: &mut Rng, host: &mut Host) -> &'static str {
             "noise on standard error"
         }
         _ => {
-            let (fault, name) = *pick(rng, &SSM_FAULTS);
+            let mut here = SSM_FAULTS.to_vec();
+            here.retain(|(fault, _)| fault.happens_on(&host.platform));
+            let (fault, name) = *pick(rng, &here);
             agent.fault = Some(fault);
             name
         }

@@ -870,7 +870,7 @@ async fn the_advice_for_each_failure_on_windows() {
     Do: repeat by hand when it has ended: that proves the new agent, or starts one if somebody had stopped it.
     Do: repeat by hand when it has ended.
     Do: let the SSM Agent run as LocalSystem, as it is installed.
-    Do: mend what the host says (program, configuration, unit, disk, memory), then repeat by hand; what runs there was left alone.
+    Do: mend what the host says (program, configuration, service, disk, memory), then repeat by hand; what runs there was left alone.
     Do: when no deployment runs: Stop-Service codedeployagent, end what is left of it (Stop-Process), Start-Service codedeployagent.
     Do: mend what the host says (credentials, role, endpoint, network, TLS), then repeat by hand: the agent runs, but CodeDeploy does not hear it, or its poller does not stay.
     Do: install the agent, or take the instance out of the deployment group.

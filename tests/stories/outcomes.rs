@@ -297,6 +297,21 @@ async fn whatever_the_ssm_agent_says_of_a_script_that_was_not_started_is_its_own
         let (_, told) = answered("Failed", "Failed", Some(&output), code).await;
         assert_eq!(told.counts(), &json!({"undelivered": 1}), "{output}");
     }
+    // Without a word of PowerShell's: its exit code alone, as Go's versions write it.
+    for (code, outcome) in [
+        ("0xffff0000", "undelivered"),
+        ("4294901760", "undelivered"),
+        ("0xfffd0000", "undelivered"),
+        ("4294770688", "undelivered"),
+        ("0xc0000142", "undelivered"),
+        ("3221225794", "undelivered"),
+        ("0xffffffff", "failed"),
+        ("1", "failed"),
+    ] {
+        let output = format!("{error}failed to run commands: exit status {code}");
+        let (_, told) = answered("Failed", "Failed", Some(&output), 1).await;
+        assert_eq!(told.counts(), &json!({outcome: 1}), "{output}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

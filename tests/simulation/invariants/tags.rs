@@ -85,6 +85,7 @@ impl Evidence<'_> {
                 let standings = self.standings_of(&meant.region, id);
                 let mut standings = during(standings, invocation.began, invocation.ended);
                 let passing = standings.any(Standing::is_passing);
+                // An answer that was slow may have come too late for the function: it proves nothing either way.
                 let answered = calls.iter().copied().filter(|call| is_answered(call));
                 let said: Vec<&Standing> = self.said(meant, id, answered).collect();
                 let tagged = said.iter().any(|standing| standing.tagged);
