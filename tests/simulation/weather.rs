@@ -99,12 +99,18 @@ pub fn faults(rng: &mut Rng) -> Vec<Fault> {
                 (*pick(rng, &[None, None, Some(HOME), Some(ABROAD)])).map(str::to_owned);
             faults.push(outage);
         }
-        // Every reply of an operation takes its time, so that crashes meet calls under way.
+        // Every reply of an operation takes its time, so that crashes meet calls under way; or SNS is silent for good, so that
+        // the end is what the function has left for it.
         _ => {
             let operation = *pick(rng, &["SendCommand", "Publish", "ListCommandInvocations"]);
+            let silent = operation == "Publish" && rng.bool();
             faults.push(Fault {
                 operation: operation.to_owned(),
-                kind: FaultKind::Slow,
+                kind: if silent {
+                    FaultKind::NoReply
+                } else {
+                    FaultKind::Slow
+                },
                 seconds: between(rng, 0.2, 4.0),
                 times: 10_000,
                 ..Fault::default()
