@@ -267,6 +267,20 @@ async fn whatever_the_ssm_agent_says_of_a_script_that_was_not_started_is_its_own
         ),
         (
             1,
+            format!(
+                "{error}failed to run commands: fork/exec /bin/sh: resource temporarily unavailable"
+            ),
+        ),
+        (
+            1,
+            format!("{error}failed to run commands: open /dev/null: too many open files"),
+        ),
+        (
+            1,
+            format!("{error}failed to run commands: open NUL: Access is denied."),
+        ),
+        (
+            1,
             format!("{error}failed to run commands: pipe2: too many open files"),
         ),
         // A policy allows the file, and no method in it.
